@@ -1,0 +1,55 @@
+# `make demo` and `make test` need Python >= 3.10, a C++17 compiler and pip; everything else goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA := $(or $(SFF_FAST_TEST_DATA),$(wildcard ../shared/data))
+PYTEST := SFF_FAST_TEST_DATA="$(DATA)" $(BIN)/python -m pytest
+NATIVE := setup.py CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup models-env demo test test-slow lint format bench doctor clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/.built  ## create .venv, install the package and build its native module
+models-env: .venv/.models  ## add the packages of the model families that tests use
+
+demo: setup  ## zero-shot, from scratch, full and smoothed fine-tuning on real weather, in a few minutes
+	$(BIN)/sff-fast demo --out runs/demo --overwrite
+
+test: setup models-env  ## the test suite
+	$(PYTEST) -m "not slow and not exhaustive"
+
+test-slow: setup models-env  ## builds, sanitizers, kills
+	$(PYTEST) -m slow
+
+lint: setup  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## apply the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## speed of smoothing against its peers
+	$(BIN)/python benchmarks/bench_smooth.py
+
+doctor: setup  ## what is installed, and what is missing
+	$(BIN)/sff-fast doctor
+
+clean:  ## remove .venv, builds and runs
+	rm -rf .venv build runs sff_fast/_cpu*.so
+
+.venv/.packages: requirements/dev.txt requirements/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/dev.txt
+	touch $@
+
+.venv/.built: .venv/.packages pyproject.toml $(NATIVE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+.venv/.models: .venv/.packages requirements/models.txt requirements/models-no-deps.txt
+	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/models.txt
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements/models-no-deps.txt
+	touch $@

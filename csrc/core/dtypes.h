@@ -1,0 +1,94 @@
+// bfloat16, float16, float32 and float64 as bits: exact widening, and the one rounding at the end.
+//
+// NaN becomes the canonical quiet NaN of the dtype. Denormals are kept. Stochastic rounding takes 16 random bits h and
+// rounds away from zero with probability (dropped fraction), exactly for bfloat16 and to within 2^-16 of a unit in the
+// last place for float16 below its normal range.
+#pragma once
+
+#include "scalar.h"
+
+namespace sff {
+namespace SFF_ISA {
+
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+
+constexpr uint32_t kNan32 = 0x7fc00000u;
+constexpr uint64_t kNan64 = 0x7ff8000000000000ull;
+constexpr uint16_t kNanBFloat16 = 0x7fc0u, kNanFloat16 = 0x7e00u;
+
+SFF_INLINE bool is_nan_bits(uint32_t bits) { return (bits & 0x7fffffffu) > 0x7f800000u; }
+
+SFF_INLINE float widen(float x) { return x; }
+SFF_INLINE float widen(BFloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
+SFF_INLINE float widen(Float16 x) {
+    const uint32_t sign = (x.bits & 0x8000u) << 16, exponent = (x.bits >> 10) & 31u, mantissa = x.bits & 0x3ffu;
+    if (exponent == 31) return from_bits(sign | 0x7f800000u | (mantissa << 13));
+    if (exponent != 0) return from_bits(sign | ((exponent + 112) << 23) | (mantissa << 13));
+    const float magnitude = static_cast<float>(mantissa) * 5.9604644775390625e-8f;  // 2^-24: exact
+    return from_bits(sign | to_bits(magnitude));
+}
+
+SFF_INLINE void narrow(float x, float& out) { out = is_nan_bits(to_bits(x)) ? from_bits(kNan32) : x; }
+
+SFF_INLINE void narrow(float x, BFloat16& out) {
+    const uint32_t bits = to_bits(x);
+    out.bits = is_nan_bits(bits) ? kNanBFloat16 : static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+SFF_INLINE void narrow(float x, Float16& out) {
+    const uint32_t bits = to_bits(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) {
+        out.bits = kNanFloat16;
+    } else if (magnitude >= 0x477ff000u) {  // 65520 and above round to infinity
+        out.bits = static_cast<uint16_t>(sign | 0x7c00u);
+    } else if (magnitude >= 0x38800000u) {  // 2^-14: the normal range
+        const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
+        out.bits = static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+    } else {  // adding 2^-1 in fp32 leaves units of 2^-24, rounded to nearest even by the addition itself
+        const float sum = from_bits(magnitude) + 0.5f;
+        out.bits = static_cast<uint16_t>(sign | (to_bits(sum) - 0x3f000000u));
+    }
+}
+
+SFF_INLINE void narrow_stochastic(float x, uint32_t h, BFloat16& out) {
+    const uint32_t bits = to_bits(x);
+    const bool special = (bits & 0x7f800000u) == 0x7f800000u;
+    out.bits = is_nan_bits(bits) ? kNanBFloat16 : static_cast<uint16_t>((special ? bits : bits + h) >> 16);
+}
+
+SFF_INLINE void narrow_stochastic(float x, uint32_t h, Float16& out) {
+    const uint32_t bits = to_bits(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude >= 0x7f800000u) {
+        out.bits = magnitude == 0x7f800000u ? static_cast<uint16_t>(sign | 0x7c00u) : kNanFloat16;
+    } else if (magnitude >= 0x38800000u) {
+        uint32_t half = (magnitude - 0x38000000u + (h >> 3)) >> 13;
+        if (half > 0x7c00u) half = 0x7c00u;
+        out.bits = static_cast<uint16_t>(sign | half);
+    } else {  // units of 2^-24 with 16 binary places kept below them
+        const float units = from_bits(magnitude) * 1099511627776.0f;  // 2^40: exact, below 2^26
+        out.bits = static_cast<uint16_t>(sign | ((static_cast<uint32_t>(units) + h) >> 16));
+    }
+}
+
+// One element: theta = fma(shrink, theta, perturb * draw). With shrink 0 the old value is not read (it counts as +0), so
+// that uninitialised memory can be filled.
+template <class T>
+SFF_INLINE float interpolated(T old, float shrink, float perturb, float draw) {
+    return fused(shrink, shrink == 0.0f ? 0.0f : widen(old), perturb * draw);
+}
+
+SFF_INLINE double interpolated(double old, double shrink, double perturb, float draw) {
+    const double x = fused(shrink, shrink == 0.0 ? 0.0 : old, perturb * static_cast<double>(draw));
+    if (x == x) return x;
+    double nan;
+    memcpy(&nan, &kNan64, sizeof nan);
+    return nan;
+}
+
+}  // namespace SFF_ISA
+}  // namespace sff

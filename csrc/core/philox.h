@@ -1,0 +1,83 @@
+// Philox4x32-10, the counter-based generator of random stream v1.
+//
+// Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+// Counter = (block low 32, block high 32, stream low 32, stream high 32), key = the 64-bit seed.
+// Within one (seed, stream, block high) three of the four counter words are constant, so that half of rounds 1 and 2
+// is computed once (PhiloxKey) and the first product grows by an addition instead of a multiplication.
+#pragma once
+
+#include "scalar.h"
+
+namespace sff {
+namespace SFF_ISA {
+
+constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
+constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
+constexpr int kPhiloxRounds = 10;
+
+struct PhiloxKey {
+    uint32_t k0[kPhiloxRounds], k1[kPhiloxRounds];
+    uint32_t round1_c2, round2_c0, round2_c2, round2_c3;
+};
+
+SFF_INLINE PhiloxKey philox_key(uint64_t seed, uint64_t stream, uint32_t block_high) {
+    PhiloxKey key;
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    for (int r = 0; r < kPhiloxRounds; ++r, k0 += kPhiloxW0, k1 += kPhiloxW1) {
+        key.k0[r] = k0;
+        key.k1[r] = k1;
+    }
+    const uint32_t c2 = static_cast<uint32_t>(stream), c3 = static_cast<uint32_t>(stream >> 32);
+    const uint64_t p1 = static_cast<uint64_t>(kPhiloxM1) * c2;
+    const uint32_t after1_c0 = static_cast<uint32_t>(p1 >> 32) ^ block_high ^ key.k0[0];
+    const uint64_t p0 = static_cast<uint64_t>(kPhiloxM0) * after1_c0;
+    key.round1_c2 = c3 ^ key.k1[0];
+    key.round2_c0 = static_cast<uint32_t>(p1) ^ key.k0[1];
+    key.round2_c2 = static_cast<uint32_t>(p0 >> 32) ^ key.k1[1];
+    key.round2_c3 = static_cast<uint32_t>(p0);
+    return key;
+}
+
+// On entry c[j][0] holds kPhiloxM0 * (block low 32) as a 64-bit product; on return the low halves of c[j][0..3] are the
+// four words of the block. J independent vectors are interleaved to hide the latency of the multiplications.
+template <class L, int J>
+SFF_INLINE void philox(typename L::Q (&c)[J][4], const PhiloxKey& key) {
+    using Q = typename L::Q;
+    const Q m0 = L::q(kPhiloxM0), m1 = L::q(kPhiloxM1);
+    {
+        const Q c2 = L::q(key.round1_c2), n0 = L::q(key.round2_c0), n2 = L::q(key.round2_c2), n3 = L::q(key.round2_c3);
+        SFF_UNROLL
+        for (int j = 0; j < J; ++j) {
+            const Q p0 = c[j][0];
+            const Q p1 = multiply_low_halves(exclusive_or(high_half(p0), c2), m1);
+            c[j][0] = exclusive_or(high_half(p1), n0);
+            c[j][1] = p1;
+            c[j][2] = exclusive_or(p0, n2);
+            c[j][3] = n3;
+        }
+    }
+    SFF_UNROLL
+    for (int r = 2; r < kPhiloxRounds; ++r) {
+        const Q k0 = L::q(key.k0[r]), k1 = L::q(key.k1[r]);
+        SFF_UNROLL
+        for (int j = 0; j < J; ++j) {
+            const Q p0 = multiply_low_halves(c[j][0], m0), p1 = multiply_low_halves(c[j][2], m1);
+            c[j][0] = exclusive_or(high_half(p1), c[j][1], k0);
+            c[j][2] = exclusive_or(high_half(p0), c[j][3], k1);
+            c[j][1] = p1;
+            c[j][3] = p0;
+        }
+    }
+}
+
+// The four words of one block.
+SFF_INLINE void philox_block(uint64_t seed, uint64_t stream, uint64_t block, uint32_t (&words)[4]) {
+    const PhiloxKey key = philox_key(seed, stream, static_cast<uint32_t>(block >> 32));
+    uint64_t c[1][4];
+    c[0][0] = static_cast<uint64_t>(kPhiloxM0) * static_cast<uint32_t>(block);
+    philox<Scalar, 1>(c, key);
+    for (int w = 0; w < 4; ++w) words[w] = static_cast<uint32_t>(c[0][w]);
+}
+
+}  // namespace SFF_ISA
+}  // namespace sff

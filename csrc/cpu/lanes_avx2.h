@@ -1,0 +1,143 @@
+// Eight fp32 lanes: AVX2 with FMA and F16C. See core/scalar.h for what each operation means.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../core/dtypes.h"
+
+namespace sff {
+namespace SFF_ISA {
+
+struct Avx2 {
+    static constexpr int lanes = 8;
+    static constexpr int blocks = lanes / 2;
+    static constexpr int interleave = 2;
+    static constexpr const char* name = "avx2";
+
+    struct F {
+        __m256 v;
+    };
+    struct U {
+        __m256i v;
+    };
+    struct Q {
+        __m256i v;
+    };
+
+    static SFF_INLINE F f(float x) { return {_mm256_set1_ps(x)}; }
+    static SFF_INLINE U u(uint32_t x) { return {_mm256_set1_epi32(static_cast<int>(x))}; }
+    static SFF_INLINE Q q(uint64_t x) { return {_mm256_set1_epi64x(static_cast<long long>(x))}; }
+    // Products m * block for blocks 0, 2, 1, 3: see `unit_draws` for the order.
+    static SFF_INLINE Q first_products(uint64_t m) {
+        return {_mm256_setr_epi64x(0, static_cast<long long>(2 * m), static_cast<long long>(m), static_cast<long long>(3 * m))};
+    }
+
+    static SFF_INLINE F load_table(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static SFF_INLINE F load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static SFF_INLINE F load(const BFloat16* p) {
+        const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+        return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))};
+    }
+    static SFF_INLINE F load(const Float16* p) {
+        return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+    }
+
+    static SFF_INLINE bool any_nan(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_UNORD_Q)) != 0; }
+    template <class T>
+    static __attribute__((noinline, cold)) void store_pair_with_nan(T* p, F a, F b) {
+        float x[2 * lanes];
+        _mm256_storeu_ps(x, a.v);
+        _mm256_storeu_ps(x + lanes, b.v);
+        for (int i = 0; i < 2 * lanes; ++i) narrow(x[i], p[i]);
+    }
+    static SFF_INLINE void store(float* p, F a) { _mm256_storeu_ps(p, a.v); }
+    static SFF_INLINE void store(BFloat16* p, F a) {
+        const __m256i bits = _mm256_castps_si256(a.v), one = _mm256_set1_epi32(1);
+        const __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+        const __m256i sum = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff)));
+        store_upper_halves(p, sum);
+    }
+    static SFF_INLINE void store(Float16* p, F a) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+    static SFF_INLINE void store_upper_halves(BFloat16* p, __m256i x) {
+        const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
+        const __m256i ordered = _mm256_permute4x64_epi64(packed, 0xD8);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(ordered));
+    }
+    template <class T>
+    static SFF_INLINE void store_pair(T* p, F a, F b) {
+        if (__builtin_expect(any_nan(a, b), 0)) return store_pair_with_nan(p, a, b);
+        store(p, a);
+        store(p + lanes, b);
+    }
+    template <class T>
+    static SFF_INLINE void store_stochastic(T* p, F a, const uint16_t* h) {
+        float x[lanes];
+        _mm256_storeu_ps(x, a.v);
+        for (int i = 0; i < lanes; ++i) narrow_stochastic(x[i], h[i], p[i]);
+    }
+    static SFF_INLINE void interpolate(double* p, double shrink, double perturb, F draw) {
+        const __m256d a = _mm256_set1_pd(shrink), b = _mm256_set1_pd(perturb);
+        const __m256d low = _mm256_fmadd_pd(a, _mm256_loadu_pd(p), _mm256_mul_pd(b, _mm256_cvtps_pd(_mm256_castps256_ps128(draw.v))));
+        const __m256d high = _mm256_fmadd_pd(a, _mm256_loadu_pd(p + 4), _mm256_mul_pd(b, _mm256_cvtps_pd(_mm256_extractf128_ps(draw.v, 1))));
+        if (__builtin_expect(_mm256_movemask_pd(_mm256_cmp_pd(low, high, _CMP_UNORD_Q)) != 0, 0)) {
+            float x[lanes];
+            _mm256_storeu_ps(x, draw.v);
+            for (int i = 0; i < lanes; ++i) p[i] = interpolated(p[i], shrink, perturb, x[i]);
+            return;
+        }
+        _mm256_storeu_pd(p, low);
+        _mm256_storeu_pd(p + 4, high);
+    }
+    static SFF_INLINE void prefetch(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+};
+
+SFF_INLINE Avx2::F operator+(Avx2::F a, Avx2::F b) { return {_mm256_add_ps(a.v, b.v)}; }
+SFF_INLINE Avx2::F operator-(Avx2::F a, Avx2::F b) { return {_mm256_sub_ps(a.v, b.v)}; }
+SFF_INLINE Avx2::F operator*(Avx2::F a, Avx2::F b) { return {_mm256_mul_ps(a.v, b.v)}; }
+SFF_INLINE Avx2::U operator+(Avx2::U a, Avx2::U b) { return {_mm256_add_epi32(a.v, b.v)}; }
+SFF_INLINE Avx2::U operator-(Avx2::U a, Avx2::U b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+SFF_INLINE Avx2::U operator&(Avx2::U a, Avx2::U b) { return {_mm256_and_si256(a.v, b.v)}; }
+SFF_INLINE Avx2::U operator|(Avx2::U a, Avx2::U b) { return {_mm256_or_si256(a.v, b.v)}; }
+SFF_INLINE Avx2::U operator^(Avx2::U a, Avx2::U b) { return {_mm256_xor_si256(a.v, b.v)}; }
+SFF_INLINE Avx2::F fused(Avx2::F a, Avx2::F b, Avx2::F c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+SFF_INLINE Avx2::F square_root(Avx2::F a) { return {_mm256_sqrt_ps(a.v)}; }
+SFF_INLINE Avx2::U to_bits(Avx2::F a) { return {_mm256_castps_si256(a.v)}; }
+SFF_INLINE Avx2::F from_bits(Avx2::U a) { return {_mm256_castsi256_ps(a.v)}; }
+SFF_INLINE Avx2::F signed_to_float(Avx2::U a) { return {_mm256_cvtepi32_ps(a.v)}; }
+template <int S>
+SFF_INLINE Avx2::U shift_left(Avx2::U a) { return {_mm256_slli_epi32(a.v, S)}; }
+template <int S>
+SFF_INLINE Avx2::U shift_right(Avx2::U a) { return {_mm256_srli_epi32(a.v, S)}; }
+template <int S>
+SFF_INLINE Avx2::U shift_right_signed(Avx2::U a) { return {_mm256_srai_epi32(a.v, S)}; }
+SFF_INLINE Avx2::F select_by_sign(Avx2::U s, Avx2::F a, Avx2::F b) {
+    return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(s.v))};
+}
+SFF_INLINE Avx2::F select_less(Avx2::F a, Avx2::F b, Avx2::F x, Avx2::F y) {
+    return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
+}
+SFF_INLINE Avx2::F smaller(Avx2::F a, Avx2::F b) { return {_mm256_min_ps(a.v, b.v)}; }
+SFF_INLINE Avx2::F larger(Avx2::F a, Avx2::F b) { return {_mm256_max_ps(a.v, b.v)}; }
+
+SFF_INLINE Avx2::Q operator+(Avx2::Q a, Avx2::Q b) { return {_mm256_add_epi64(a.v, b.v)}; }
+SFF_INLINE Avx2::Q multiply_low_halves(Avx2::Q a, Avx2::Q b) { return {_mm256_mul_epu32(a.v, b.v)}; }
+SFF_INLINE Avx2::Q high_half(Avx2::Q a) { return {_mm256_srli_epi64(a.v, 32)}; }
+SFF_INLINE Avx2::Q exclusive_or(Avx2::Q a, Avx2::Q b) { return {_mm256_xor_si256(a.v, b.v)}; }
+SFF_INLINE Avx2::Q exclusive_or(Avx2::Q a, Avx2::Q b, Avx2::Q c) { return exclusive_or(exclusive_or(a, b), c); }
+SFF_INLINE Avx2::U join_low_halves(Avx2::Q a, Avx2::Q b) {
+    return {_mm256_blend_epi32(a.v, _mm256_slli_epi64(b.v, 32), 0xAA)};
+}
+SFF_INLINE void interleave_words(Avx2::U a, Avx2::U b, Avx2::U& low, Avx2::U& high) {
+    low = {_mm256_unpacklo_epi64(a.v, b.v)};
+    high = {_mm256_unpackhi_epi64(a.v, b.v)};
+}
+SFF_INLINE void interleave_floats(Avx2::F a, Avx2::F b, Avx2::F& low, Avx2::F& high) {
+    low = {_mm256_unpacklo_ps(a.v, b.v)};
+    high = {_mm256_unpackhi_ps(a.v, b.v)};
+}
+SFF_INLINE void store_words(uint32_t* p, Avx2::U a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
+
+}  // namespace SFF_ISA
+}  // namespace sff

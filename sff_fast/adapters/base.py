@@ -1,0 +1,298 @@
+"""The contract between a model family and everything that trains, evaluates or saves it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sff_fast.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from sff_fast.data import Batch
+    from sff_fast.plan import InitPlan
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A forecast in the scale of the context that it was made from.
+
+    Args:
+        mean: [B, H, C] the point forecast (whatever point the family's loss aims at).
+        quantiles: Level in (0, 1) to [B, H, C], or None where the family has none.
+        samples: [B, S, H, C] sample paths, or None where the family draws none.
+    """
+
+    mean: Tensor
+    quantiles: dict[float, Tensor] | None = None
+    samples: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Lengths that a model accepts, in time steps.
+
+    Args:
+        min_context: Shortest context.
+        max_context: Longest context, or None for any.
+        multiple_of: The context must be a multiple of this.
+        max_prediction: Longest forecast, or None for any.
+    """
+
+    min_context: int = 1
+    max_context: int | None = None
+    multiple_of: int = 1
+    max_prediction: int | None = None
+
+
+class Adapter(ABC):
+    """One loaded model of a family.
+
+    ``loss`` and ``forecast`` take standardised data of any scale; a family that normalises each window does so itself.
+    A subclass sets the class attributes, and implements the abstract methods and ``_loss`` and ``_forecast``.
+
+    Attributes:
+        family: Name under which the family is registered.
+        variant: Which of the family's architectures it is; the family's name where there is one only.
+        module: Module that the family needs, or None; it is imported when a model is loaded or built.
+        package: Name on PyPI of the package that brings ``module``, or None.
+        extra: The extra of sff_fast that installs ``package``, or None.
+        tasks: What it can be trained for, of ``"forecast"``, ``"imputation"``, ``"anomaly"``.
+        channel_independent: Whether a window holds one channel (the family's own way of fine-tuning) or all of them.
+        default_alpha: Share of the pre-trained weights in SFF.
+        default_lr: Learning rate for full fine-tuning with Adam.
+        default_precision: Precision for fine-tuning, such as ``"fp32"``.
+        marks: Parts of tensor names that only this family's checkpoints have; they tell whose a foreign checkpoint is.
+        model: The model. It stays in the mode (train or eval) that the caller puts it in.
+        source: Where it was loaded from, or None for a model made from random numbers.
+    """
+
+    family: ClassVar[str]
+    variant: ClassVar[str]
+    module: ClassVar[str | None] = None
+    package: ClassVar[str | None] = None
+    extra: ClassVar[str | None] = None
+    tasks: ClassVar[frozenset[str]] = frozenset({"forecast"})
+    channel_independent: ClassVar[bool] = True
+    default_alpha: ClassVar[float] = 0.7
+    default_lr: ClassVar[float] = 3e-5
+    default_precision: ClassVar[str] = "fp32"
+    marks: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: nn.Module, source: Path | None = None, origin: Callable[[], Adapter] | None = None) -> None:
+        """Wrap a model.
+
+        Args:
+            model: The model.
+            source: Where it was loaded from.
+            origin: Makes a fresh adapter just like this one; :meth:`reload` calls it.
+        """
+        self.model = model
+        self.source = source
+        self._origin = origin
+        self._plan: InitPlan | None = None
+
+    # --- making -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str | os.PathLike[str], **options: Any) -> Adapter:
+        """Load a model from a local file or folder, in eval mode. Never reaches the network.
+
+        Args:
+            path: The file or folder.
+            **options: The family's own, listed by its ``load``.
+
+        Raises:
+            CheckpointError: The checkpoint is missing, damaged or of another family.
+            MissingPackageError: The family's package is not installed.
+        """
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, seed: int = 0) -> Adapter:
+        """A small random model of this family, for tests and trials; the global generators are left alone."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """A new random model with this one's configuration, drawn by its own constructor from torch's generator."""
+
+    def reload(self) -> Adapter:
+        """A fresh, pristine copy from where this one came.
+
+        Raises:
+            ArgumentError: The adapter was made around a model in memory, so there is nowhere to read it from again.
+        """
+        if self._origin is None:
+            raise ArgumentError(
+                f"this {self.family} model was made in memory and cannot be loaded again: "
+                "save it, then load it with sff_fast.load"
+            )
+        return self._origin()
+
+    def plan(self) -> InitPlan:
+        """The distributions that :meth:`build` draws every parameter from; traced once."""
+        if self._plan is None:
+            from sff_fast.trace import trace
+
+            self._plan = trace(self.build)
+        return self._plan
+
+    # --- training and forecasting -----------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean training loss of a batch, differentiable; the model's mode decides about dropout.
+
+        Args:
+            batch: ``context`` [B, L, C] and ``target`` [B, H, C], on any device.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ArgumentError: The shapes or lengths do not fit the model.
+        """
+        context, target = batch.context, batch.target
+        self._check_context(context, target.shape[1] if target.dim() == 3 else 0)
+        if target.dim() != 3 or target.shape[0] != context.shape[0] or target.shape[2] != context.shape[2]:
+            raise ArgumentError(
+                f"{self.family}: target must be [batch, time, channel] as context {tuple(context.shape)} is, "
+                f"got {tuple(target.shape)}"
+            )
+        return self._loss(self._place(context), self._place(target))
+
+    def forecast(self, context: Tensor, prediction_length: int) -> Forecast:
+        """Forecast in eval mode and without gradients; the model's mode is restored afterwards.
+
+        Args:
+            context: [B, L, C] floating point, on any device.
+            prediction_length: Steps H to forecast.
+
+        Returns:
+            The forecast, on the model's device, at least float32.
+
+        Raises:
+            ArgumentError: The shape or the lengths do not fit the model.
+        """
+        self._check_context(context, prediction_length)
+        with evaluating(self.model), torch.no_grad():
+            return self._forecast(self._place(context), prediction_length)
+
+    @abstractmethod
+    def _loss(self, context: Tensor, target: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _forecast(self, context: Tensor, prediction_length: int) -> Forecast: ...
+
+    # --- description ------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def limits(self) -> Limits:
+        """The lengths that this model accepts."""
+
+    @abstractmethod
+    def head_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """What linear probing trains, as (name in the model, parameter)."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What identifies the architecture, fit for JSON."""
+
+    @abstractmethod
+    def save(self, directory: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write the model in the family's published layout, so that it is complete or not there.
+
+        Args:
+            directory: The folder to make; the one above must exist.
+            overwrite: Whether a folder of this name may be replaced.
+
+        Raises:
+            OutputError: The folder exists already or cannot be written.
+        """
+
+    def check_lengths(self, context_length: int, prediction_length: int) -> None:
+        """Check two lengths against :attr:`limits`.
+
+        Args:
+            context_length: Steps of context.
+            prediction_length: Steps to forecast.
+
+        Raises:
+            ArgumentError: A length is not accepted; the message names those that are.
+        """
+        limits = self.limits
+        for name, value in (("context_length", context_length), ("prediction_length", prediction_length)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ArgumentError(f"{name} must be an integer of at least 1, got {value!r}")
+        least, most, step = limits.min_context, limits.max_context, limits.multiple_of
+        if least == most != context_length:
+            raise ArgumentError(
+                f"context_length must be {least}, which this {self.family} model was made for, got {context_length}"
+            )
+        if context_length < least:
+            raise ArgumentError(f"context_length must be at least {least} for this {self.family} model, got {context_length}")
+        if most is not None and context_length > most:
+            raise ArgumentError(f"context_length must be at most {most} for this {self.family} model, got {context_length}")
+        if context_length % step:
+            below, above = context_length // step * step, -(-context_length // step) * step
+            choice = f"{below} or {above}" if most is None or above <= most else f"{below}"
+            raise ArgumentError(
+                f"context_length must be a multiple of {step} for this {self.family} model, got {context_length}: use {choice}"
+            )
+        if limits.max_prediction is not None and prediction_length > limits.max_prediction:
+            raise ArgumentError(
+                f"prediction_length must be at most {limits.max_prediction} for this {self.family} model, got {prediction_length}"
+            )
+
+    # --- for subclasses ---------------------------------------------------------------------------------------------
+
+    def _check_context(self, context: Tensor, prediction_length: int) -> None:
+        if context.dim() != 3 or not context.is_floating_point():
+            raise ArgumentError(
+                f"{self.family}: context must be a floating-point tensor [batch, time, channel], "
+                f"got {context.dtype} of shape {tuple(context.shape)}"
+            )
+        self.check_lengths(context.shape[1], prediction_length)
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        return tensor.to(next(self.model.parameters()).device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode for a while; afterwards every module has the mode that it had."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A floating-point dtype from its name, such as ``"bfloat16"``; None and dtypes pass.
+
+    Raises:
+        ArgumentError: It is no dtype that models are kept in.
+    """
+    if dtype is None or dtype in _DTYPES.values():
+        return dtype
+    if isinstance(dtype, str) and dtype.removeprefix("torch.") in _DTYPES:
+        return _DTYPES[dtype.removeprefix("torch.")]
+    raise ArgumentError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")

@@ -1,0 +1,83 @@
+"""``sff-fast finetune``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sff_fast.cli.options import (
+    alpha_option,
+    data_options,
+    json_option,
+    machine_options,
+    model_options,
+    out_options,
+    quiet_option,
+    seed_option,
+    strategy_option,
+    training_options,
+)
+from sff_fast.cli.progress import make_progress
+
+
+@click.command(short_help="Tune one model and test it.")
+@model_options
+@data_options
+@strategy_option
+@alpha_option
+@seed_option
+@training_options
+@click.option("--out", metavar="DIR", required=True, help="Folder for the model, the metrics and the report.")
+@out_options
+@machine_options
+@json_option
+@quiet_option
+@click.pass_obj
+def finetune(
+    arguments: list[str],
+    family: str,
+    checkpoint: str | None,
+    tiny: bool,
+    data: str,
+    split: str,
+    context_length: int,
+    prediction_length: int,
+    stride: int,
+    fill: str | None,
+    drop: bool,
+    train_fraction: float,
+    strategy: str,
+    out: str,
+    resume: bool,
+    overwrite: bool,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Tune one model, test its best epoch, and say whether it beats the zero-shot model."""
+    from sff_fast import report
+    from sff_fast.cli import outcome
+    from sff_fast.cli.sources import model_maker, open_data, use_threads
+    from sff_fast.files import check_output_directory, read_json
+    from sff_fast.finetune import finetune as library
+
+    report.check_packages()
+    check_output_directory(out, overwrite=overwrite, resume=resume)
+    use_threads(threads)
+    make_adapter = model_maker(family, checkpoint, tiny)
+    adapter = make_adapter()
+    windows = open_data(adapter, data, split, context_length, prediction_length, stride, fill, drop, train_fraction)
+    result = library(
+        adapter,
+        windows,
+        strategy=strategy,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        progress=make_progress(quiet),
+        **settings,
+    )
+    metrics = read_json(f"{out}/metrics.json")
+    outcome.finish(out, metrics, [result] if metrics["runs"] else [], make_adapter, windows, arguments, as_json)

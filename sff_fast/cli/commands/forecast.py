@@ -1,0 +1,94 @@
+"""``sff-fast forecast``."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sff_fast.cli.options import COUNT, gap_options, machine_options, model_options, seed_option
+
+if TYPE_CHECKING:
+    from sff_fast.finetune import TableForecast
+
+
+@click.command(short_help="Forecast what follows a table, as CSV.")
+@model_options
+@click.option("--data", metavar="FILE", required=True, help="CSV, parquet or .npy; a date column is found.")
+@gap_options
+@click.option("--context-length", type=COUNT, metavar="N", required=True, help="Time steps that the model sees: the last ones.")
+@click.option("--prediction-length", type=COUNT, metavar="N", required=True, help="Time steps to forecast.")
+@click.option(
+    "--split",
+    help="Standardise with the train part of this split, as the fine-tuning did.  [default: with the whole table]",
+)
+@seed_option
+@machine_options
+@click.option("--out", metavar="FILE", help="CSV file to write.  [default: standard output]")
+@click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
+def forecast(
+    family: str,
+    checkpoint: str | None,
+    tiny: bool,
+    data: str,
+    fill: str | None,
+    drop: bool,
+    context_length: int,
+    prediction_length: int,
+    split: str | None,
+    seed: int,
+    threads: int | None,
+    device: str,
+    out: str | None,
+    overwrite: bool,
+) -> None:
+    """Forecast what follows the end of a table, as CSV in the data's own units."""
+    from sff_fast.cli.sources import open_model, use_threads
+    from sff_fast.data import Scaler, read_table, split_borders
+    from sff_fast.errors import OutputError
+    from sff_fast.files import atomic_write
+    from sff_fast.finetune import forecast as library
+
+    if out is not None and Path(out).exists() and not overwrite:
+        raise OutputError(f"--out {out!r} exists: give another file, or --overwrite to replace it")
+    use_threads(threads)
+    adapter = open_model(family, checkpoint, tiny)
+    table = read_table(data, fill=fill, drop=drop)
+    scaler = None
+    if split is not None:
+        borders = split_borders(len(table), split, context_length, prediction_length, table.source)
+        scaler = Scaler.fit(table.values[slice(*borders.train)])
+    result = library(adapter, table, context_length, prediction_length, scaler=scaler, device=device, seed=seed)
+    text = to_csv(result)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        with atomic_write(out) as file:
+            file.write(text.encode())
+
+
+def to_csv(result: TableForecast) -> str:
+    """A forecast as CSV: a row a step, a column a channel, quantiles as ``<channel>_q0.1``.
+
+    The first column is ``date`` where the data had time stamps, else ``step``, counted from 1.
+    """
+    from sff_fast.data.validate import show_time
+
+    levels = sorted(result.quantiles or {})
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        [
+            "step" if result.timestamps is None else "date",
+            *result.columns,
+            *(f"{column}_q{level:g}" for level in levels for column in result.columns),
+        ]
+    )
+    for step, values in enumerate(result.mean):
+        first = str(step + 1) if result.timestamps is None else show_time(result.timestamps[step])
+        more = [value for level in levels for value in result.quantiles[level][step]]
+        writer.writerow([first, *(repr(float(value)) for value in [*values, *more])])
+    return buffer.getvalue()

@@ -1,0 +1,71 @@
+"""``sff-fast plan``."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from sff_fast.cli.options import json_option
+
+
+@click.command(short_help="Which distribution every parameter is drawn from.")
+@click.option("--family", metavar="NAME", help="Model family; `sff-fast doctor` lists them.")
+@click.option("--checkpoint", metavar="PATH", help="Weights in the family's published layout: a file or folder.")
+@click.option("--tiny", is_flag=True, help="A small random model of the family instead of --checkpoint.")
+@click.option(
+    "--factory",
+    metavar="MODULE:CALLABLE",
+    help="Instead of --family: a function or class without arguments that builds the model; it is run.",
+)
+@click.option("--save", "path", metavar="FILE", help="Also save the plan to this JSON file.")
+@json_option
+def plan(family: str | None, checkpoint: str | None, tiny: bool, factory: str | None, path: str | None, as_json: bool) -> None:
+    """Show which distribution every parameter is drawn from by the model's own constructor."""
+    if (family is None) == (factory is None):
+        raise click.UsageError("give either --family or --factory")
+    if factory is not None:
+        if checkpoint is not None or tiny:
+            raise click.UsageError("--checkpoint and --tiny belong to --family, not to --factory")
+        from sff_fast.trace import trace
+
+        found = trace(import_callable(factory))
+    else:
+        from sff_fast.cli.sources import open_model
+
+        found = open_model(family, checkpoint, tiny).plan()
+    if path is not None:
+        found.save(path)
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
+
+
+def import_callable(name: str) -> Callable[[], Any]:
+    """Find ``module:callable``; the current folder is searched too, as ``python -m`` does.
+
+    Raises:
+        ArgumentError: The name has another form, or names nothing that can be called.
+    """
+    from sff_fast.errors import ArgumentError
+
+    module_name, colon, path = name.partition(":")
+    if not (module_name and colon and path):
+        raise ArgumentError(f"--factory must be MODULE:CALLABLE, such as package.models:build, got {name!r}")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        target: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ArgumentError(f"--factory {name}: there is no module {error.name!r}") from error
+    for part in path.split("."):
+        if not hasattr(target, part):
+            raise ArgumentError(f"--factory {name}: {module_name!r} has no {path!r}")
+        target = getattr(target, part)
+    if not callable(target):
+        raise ArgumentError(f"--factory {name}: {path!r} is a {type(target).__name__}, not a function or class")
+    return target

@@ -1,0 +1,156 @@
+"""Options that several commands share, in groups that a command takes as one decorator each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from sff_fast.cli.types import MAX_SEED, Alpha, Integer, Names, Number, Numbers, Seeds
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Written out, so that --help needs no torch; a test compares them with the library's own lists.
+STRATEGIES = ("zero-shot", "tfs", "ff", "sff", "lp", "lp-ff")
+SCHEDULES = ("halving", "constant", "cosine")
+PRECISIONS = ("fp32", "bf16")
+OPTIMIZERS = ("adam", "adamw")
+FILLS = ("interpolate", "ffill")
+
+COUNT = Integer(1)
+
+
+def _group(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several options as one decorator, shown in --help in the order given."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+model_options = _group(
+    click.option("--family", metavar="NAME", required=True, help="Model family; `sff-fast doctor` lists them."),
+    click.option("--checkpoint", metavar="PATH", help="Weights in the family's published layout: a file or folder."),
+    click.option("--tiny", is_flag=True, help="A small random model of the family instead of --checkpoint."),
+)
+
+gap_options = _group(
+    click.option("--fill", type=click.Choice(FILLS), help="Fill gaps in the data: a straight line, or the value before."),
+    click.option("--drop", is_flag=True, help="Leave out what cannot be used: rows with gaps, text, constant channels."),
+)
+
+data_options = _group(
+    click.option("--data", metavar="FILE", required=True, help="CSV, parquet or .npy; a date column is found."),
+    click.option(
+        "--split",
+        metavar="SPLIT",
+        default="0.7,0.1,0.2",
+        help="ett-hour, ett-minute, or the shares of train, validation and test.",
+    ),
+    click.option("--context-length", type=COUNT, metavar="N", required=True, help="Time steps that the model sees."),
+    click.option("--prediction-length", type=COUNT, metavar="N", required=True, help="Time steps to forecast."),
+    click.option("--stride", type=COUNT, metavar="N", default=1, help="Time steps from one window to the next."),
+    gap_options,
+)
+
+training_options = _group(
+    click.option("--epochs", type=COUNT, metavar="N", default=10, help="Passes over the training windows, at most."),
+    click.option("--batch-size", type=COUNT, metavar="N", default=32, help="Windows in a step."),
+    click.option(
+        "--lr",
+        type=Number(0, open_low=True),
+        metavar="X",
+        show_default="the family's own",
+        help="Learning rate at the beginning.",
+    ),
+    click.option("--schedule", type=click.Choice(SCHEDULES), default="halving", help="How the learning rate falls."),
+    click.option("--max-steps", type=COUNT, metavar="N", help="Optimizer steps, at most."),
+    click.option(
+        "--train-fraction",
+        type=Number(0, 1, open_low=True),
+        metavar="X",
+        default=1.0,
+        help="Share of the training part to train on (few-shot).",
+    ),
+    click.option(
+        "--patience", type=COUNT, metavar="N", default=3, help="Epochs without a better validation MSE before stopping."
+    ),
+    click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adam", help="Optimizer."),
+    click.option("--weight-decay", type=Number(0), metavar="X", default=0.0, help="Weight decay."),
+    click.option("--grad-clip", type=Number(0, open_low=True), metavar="X", help="Largest norm of the gradient."),
+    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Precision of the training."),
+    click.option("--lp-epochs", type=COUNT, metavar="N", show_default="half", help="Epochs of lp-ff that train the head alone."),
+    click.option("--keep-initial", is_flag=True, help="Let the weights before training be a candidate for the best."),
+    click.option("--again", is_flag=True, help="Smooth a model that has been smoothed before."),
+    click.option(
+        "--checkpoint-every",
+        type=COUNT,
+        metavar="N",
+        show_default="an epoch",
+        help="Save the state for --resume every N steps too.",
+    ),
+    click.option("--deterministic", is_flag=True, help="Deterministic algorithms and one thread: the same bits again."),
+)
+
+out_options = _group(
+    click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out."),
+    click.option("--overwrite", is_flag=True, help="Replace the finished run in --out."),
+)
+
+machine_options = _group(
+    click.option("--threads", type=Integer(1, 4096), metavar="N", show_default="torch's choice", help="CPU threads."),
+    click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:N."),
+)
+
+quiet_option = click.option("--quiet", is_flag=True, help="No progress; results and errors only.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+seed_option = click.option(
+    "--seed", type=Integer(0, MAX_SEED), metavar="N", default=0, help="Seed of the random draw and of the batches."
+)
+seeds_options = _group(
+    click.option("--seed", type=Integer(0, MAX_SEED), metavar="N", show_default="0", help="One seed."),
+    click.option("--seeds", type=Seeds(), metavar="N,M,…", help="Several seeds: a list such as 0,1,2, or how many."),
+)
+strategy_option = click.option("--strategy", type=click.Choice(STRATEGIES), default="sff", help="How the model is tuned.")
+strategies_options = _group(
+    click.option("--strategy", type=click.Choice(STRATEGIES), help="One strategy."),
+    click.option(
+        "--strategies",
+        type=Names("strategy", STRATEGIES),
+        metavar="A,B,…",
+        show_default="zero-shot,ff,sff",
+        help=f"Several, of {', '.join(STRATEGIES)}; zero-shot is always measured.",
+    ),
+)
+alpha_option = click.option(
+    "--alpha",
+    type=Alpha(),
+    metavar="X",
+    show_default="the family's own",
+    help="Share of the pre-trained weights in sff, 0 to 1; or one a pattern: 'head.*=1,*=0.7'.",
+)
+alphas_option = click.option(
+    "--alphas", type=Numbers(Number(0, 1)), metavar="X,Y,…", help="Several shares for sff, such as 0.5,0.7,0.9."
+)
+
+
+def one_of(first: str, first_value: Any, second: str, second_value: Any) -> None:
+    """Refuse two options that say the same thing.
+
+    Raises:
+        click.UsageError: Both were given.
+    """
+    if first_value is not None and second_value is not None:
+        raise click.UsageError(f"{first} and {second} exclude each other: give one of them")
+
+
+def chosen_seeds(seed: int | None, seeds: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The seeds of ``--seed`` or ``--seeds``; seed 0 where neither is given."""
+    one_of("--seed", seed, "--seeds", seeds)
+    if seeds is not None:
+        return seeds
+    return (0 if seed is None else seed,)

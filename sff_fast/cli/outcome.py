@@ -1,0 +1,84 @@
+"""What a finished ``finetune``, ``compare`` or ``demo`` shows and writes beside the library's own files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from sff_fast.adapters import Adapter
+    from sff_fast.data import ForecastData
+    from sff_fast.finetune import RunResult
+
+
+def finish(
+    out: str | None,
+    metrics: Mapping[str, Any],
+    runs: Sequence[RunResult],
+    make_adapter: Callable[[], Adapter],
+    data: ForecastData,
+    arguments: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Write the report into ``out``, where there is one, then print the table and the verdict, or the metrics as JSON.
+
+    Args:
+        out: The output folder, or None.
+        metrics: The content of ``metrics.json``.
+        runs: The results of ``metrics["runs"]``, in that order.
+        make_adapter: Opens the pre-trained model.
+        data: The windows.
+        arguments: The command line, which the report repeats.
+        as_json: Whether to print JSON.
+    """
+    from sff_fast.cli.tables import print_results
+
+    if out is not None:
+        _write_report(out, metrics, runs, make_adapter, data, arguments)
+    if as_json:
+        click.echo(json.dumps(metrics, indent=2))
+        return
+    print_results(metrics)
+    if out is not None:
+        click.echo(f"\nreport: {Path(out) / 'report.html'}")
+
+
+def _write_report(
+    out: str,
+    metrics: Mapping[str, Any],
+    runs: Sequence[RunResult],
+    make_adapter: Callable[[], Adapter],
+    data: ForecastData,
+    arguments: Sequence[str],
+) -> None:
+    from sff_fast import report
+    from sff_fast.adapters import load
+    from sff_fast.report.rows import best_run
+    from sff_fast.report.windows import sample_windows
+
+    zero_shot = make_adapter()
+    adapters = {"zero-shot": zero_shot}
+    best = best_run(metrics)
+    if best is not None and runs[best].model_dir is not None:
+        adapters[runs[best].strategy] = load(zero_shot.family, runs[best].model_dir)
+    source = Path(str(metrics["data"]["source"])).name
+    described = metrics["data"]
+    tuned = any(run["strategy"] != "zero-shot" for run in metrics["runs"])
+    subtitle = (
+        f"{described['context_length']} steps of context, {described['prediction_length']} steps ahead; "
+        f"windows: {', '.join(f'{count} {part}' for part, count in described['windows'].items())}"
+    )
+    report.write(
+        out,
+        metrics,
+        [run.history for run in runs],
+        sample_windows(data, adapters),
+        title=f"{zero_shot.family} on {source}: {'fine-tuning' if tuned else 'zero-shot'}",
+        subtitle=subtitle,
+        arguments=[argument for argument in arguments if argument != "--resume"],
+        facts={"plan_hash": zero_shot.plan().hash},
+    )

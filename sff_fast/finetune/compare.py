@@ -1,0 +1,309 @@
+"""``compare``: several strategies, seeds and alphas, each from the pristine weights, and which of them to ship."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data import ForecastData
+from ..errors import ArgumentError, CheckpointError
+from ..files import atomic_directory, read_json, write_json
+from .config import Settings, resolve_settings
+from .identity import check_identity, describe, identity_of
+from .interrupts import Interrupted, StopRequest, stop_requests
+from .log import RunLog
+from .output import COMPARISON, begin_output, check_output
+from .progress import Progress, Silent
+from .result import ZERO_SHOT, CompareResult, RunResult, alpha_text, build_metrics
+from .run import finetune, finished_run, run_one, summary_of
+from .strategies import STRATEGIES, check_trainable
+from .verdict import choose
+
+FORMAT = 1
+_OF_A_RUN = ("strategy", "alpha", "seed", "lp_epochs")
+_NOT_OPTIONS = {"adapter", "data", "strategy", "alpha", "seed", "out", "resume", "overwrite", "progress", "plan"}
+_DEFAULTS = {
+    name: parameter.default for name, parameter in inspect.signature(finetune).parameters.items() if name not in _NOT_OPTIONS
+}
+
+
+def compare(
+    make_adapter: Callable[[], Any],
+    data: ForecastData,
+    strategies: Sequence[str] = (ZERO_SHOT, "ff", "sff"),
+    seeds: Iterable[int] = (0,),
+    alphas: Iterable[float | Mapping[str, float]] | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    plan: Any = None,
+    **options: Any,
+) -> CompareResult:
+    """Fine-tune by several strategies, for several seeds, and say which model to ship.
+
+    Every run starts from the pre-trained weights, which are loaded anew for it after the model before it was let go:
+    there is never a second model in memory. The zero-shot model has no seed and is evaluated once; its row is there
+    whether it was asked for or not. The model to ship is chosen by validation MSE alone (:func:`choose` says how) and
+    put into ``out/model``; each run's own is in ``out/runs/<strategy>[-alpha0.7]-seed0/model``. Strategies are compared
+    by the differences between their runs of the same seed.
+
+    Args:
+        make_adapter: Loads the model, such as ``lambda: sff_fast.load("ttm", path)``; called once for every run.
+        data: The windows.
+        strategies: Names of strategies; see :func:`finetune`.
+        seeds: The seeds. Default: 0 alone, which gives no idea of the noise.
+        alphas: Alphas for ``sff``, each a run of its own. Default: the family's.
+        out: Folder for everything. Default None: nothing is written, and only figures are returned.
+        resume: Continue the comparison in ``out``: finished runs are kept, the interrupted one goes on.
+        overwrite: Remove an earlier run or comparison in ``out`` first.
+        progress: Told about every batch of every run.
+        plan: The init plan for ``sff`` and ``tfs``. Default: that of each adapter.
+        **options: The other arguments of :func:`finetune`, the same for all runs.
+
+    Returns:
+        The result.
+
+    Raises:
+        ArgumentError: A setting is not allowed.
+        OutputError: ``out`` cannot be used.
+        CheckpointError: ``resume`` was given, and ``out`` holds something else.
+    """
+    if not callable(make_adapter):
+        raise ArgumentError(
+            "make_adapter must be a function that loads the model, such as lambda: sff_fast.load('timer', path), "
+            f"got {type(make_adapter).__name__}"
+        )
+    for name in options:
+        if name not in _DEFAULTS:
+            raise ArgumentError(f"compare has no option {name!r}: it takes {', '.join(_DEFAULTS)}")
+    options = {**_DEFAULTS, **options}
+    models = _Models(make_adapter)
+    zero_shot, *tuned = _settings(models.pristine(), strategies, seeds, alphas, options)
+    models.pristine().check_lengths(data.context_length, data.prediction_length)
+    descriptions = [describe(models.pristine(), data, settings) for settings in (zero_shot, *tuned)]
+    shared = {key: value for key, value in descriptions[0]["settings"].items() if key not in _OF_A_RUN}
+    chosen = {
+        "lp_epochs": options["lp_epochs"],
+        "runs": [{key: getattr(settings, key) for key in ("strategy", "alpha", "seed")} for settings in tuned],
+    }
+    description = {**descriptions[0], "settings": {**shared, **chosen}}
+    folder = None if out is None else check_output(out, resume, overwrite, models.pristine().source)
+    begun = folder is not None and not overwrite and _check_comparison(folder, identity_of(description))
+    if begun and (folder / "metrics.json").exists():
+        return _finished_comparison(folder, list(zip(tuned, descriptions[1:], strict=True)))
+    if not begun:
+        _rehearse(models, tuned, plan)
+    if folder is not None and not begun:
+        begin_output(folder, overwrite)
+        (folder / "state").mkdir(exist_ok=True)
+        write_json(folder / "state" / COMPARISON, {"format": FORMAT, "identity": identity_of(description)})
+    with stop_requests() as stop:
+        try:
+            return _run_all(
+                models,
+                data,
+                list(zip((zero_shot, *tuned), descriptions, strict=True)),
+                description,
+                folder,
+                stop=stop,
+                progress=Silent() if progress is None else progress,
+                plan=plan,
+            )
+        except Interrupted:
+            stop.leave()
+            raise
+
+
+class _Models:
+    """The one model that is in memory.
+
+    Args:
+        make: Loads it.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._adapter: Any = None
+
+    def pristine(self) -> Any:
+        """The model as it was loaded; the same one until it is spent."""
+        if self._adapter is None:
+            self._adapter = self._make()
+        return self._adapter
+
+    def spend(self) -> None:
+        """Let go of the model, which was changed. Adapter and plan refer to each other: the collector frees them."""
+        self._adapter = None
+        gc.collect()
+
+
+def _settings(
+    adapter: Any,
+    strategies: Sequence[str],
+    seeds: Iterable[int],
+    alphas: Iterable[float | Mapping[str, float]] | None,
+    options: Mapping[str, Any],
+) -> list[Settings]:
+    """The settings of every run, zero-shot first, then all strategies of one seed after the other."""
+    if isinstance(strategies, str):
+        raise ArgumentError(f"strategies must be a sequence of names, got the string {strategies!r}")
+    strategies, seeds = list(strategies), list(seeds)
+    alphas = None if alphas is None else list(alphas)
+    for name, values in (("strategies", strategies), ("seeds", seeds), ("alphas", alphas)):
+        if values is not None and not values:
+            raise ArgumentError(f"{name} must not be empty")
+        if values is not None and any(values.index(value) != index for index, value in enumerate(values)):
+            raise ArgumentError(f"{name} must not hold anything twice, got {values}")
+    if alphas is not None and not any(name in STRATEGIES and STRATEGIES[name].uses_alpha for name in strategies):
+        raise ArgumentError(f"alphas mean something to sff only, and strategies are {', '.join(map(str, strategies))}")
+    resolved = [resolve_settings(adapter, strategy=ZERO_SHOT, alpha=None, seed=0, **options)]
+    for seed in seeds:
+        for strategy in strategies:
+            uses_alpha = strategy in STRATEGIES and STRATEGIES[strategy].uses_alpha
+            for alpha in alphas if uses_alpha and alphas is not None else [None]:
+                settings = resolve_settings(adapter, strategy=strategy, alpha=alpha, seed=seed, **options)
+                if strategy != ZERO_SHOT:
+                    resolved.append(settings)
+    return resolved
+
+
+def _check_comparison(folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether the folder holds a comparison that was begun; one that is not this one is refused."""
+    note = folder / "state" / COMPARISON
+    if note.exists():
+        then = read_json(note, error=CheckpointError)
+        if then.get("format") != FORMAT:
+            raise CheckpointError(
+                f"the comparison in {str(folder)!r} has the format {then.get('format')!r}, this version reads {FORMAT}"
+            )
+        check_identity(folder, then["identity"], identity)
+        return True
+    if (folder / "metrics.json").exists() or any((folder / "state").glob("save-*")):
+        raise CheckpointError(
+            f"{str(folder)!r} holds a single run, no comparison: choose another folder, or start anew (overwrite)"
+        )
+    return False
+
+
+def _rehearse(models: _Models, tuned: Sequence[Settings], plan: Any) -> None:
+    """Prepare the model once in every way that the runs will, so that what cannot work fails before hours of tuning."""
+    done = set()
+    for settings in tuned:
+        strategy = STRATEGIES[settings.strategy]
+        way = (settings.strategy, alpha_text(settings.alpha) if isinstance(settings.alpha, Mapping) else "")
+        if way in done:
+            continue
+        done.add(way)
+        check_trainable(models.pristine(), settings)
+        if strategy.prepare is not None:
+            strategy.prepare(models.pristine(), settings, plan)
+            models.spend()
+
+
+def _run_all(
+    models: _Models,
+    data: ForecastData,
+    runs: list[tuple[Settings, dict[str, Any]]],
+    description: dict[str, Any],
+    folder: Path | None,
+    *,
+    stop: StopRequest,
+    progress: Progress,
+    plan: Any,
+) -> CompareResult:
+    results: list[RunResult] = []
+    zero_shot: dict[str, Any] | None = None
+    # Written anew by a resumed comparison: what is in it can be told from the finished runs.
+    log = RunLog(None if folder is None else folder / "log.jsonl")
+    try:
+        log.write("start", **description)
+        for number, (settings, run_description) in enumerate(runs):
+            stop.check()
+            run_folder = None if folder is None else folder / directory_of(settings)
+            if run_folder is not None and (run_folder / "metrics.json").exists():
+                result = finished_run(run_folder, identity_of(run_description))
+            else:
+                result = run_one(
+                    models.pristine(),
+                    data,
+                    settings,
+                    run_folder,
+                    stop=stop,
+                    progress=progress,
+                    plan=plan,
+                    zero_shot=zero_shot,
+                    label=f"{Path(directory_of(settings)).name} ({number + 1} of {len(runs)})",
+                    keep_model=number > 0,
+                    keep_state=False,
+                )
+                if number > 0:
+                    models.spend()
+            if number == 0:
+                zero_shot = result.zero_shot
+                log.write("zero_shot", **zero_shot)
+            else:
+                results.append(result)
+                log.write("run", directory=directory_of(settings), **summary_of(result))
+        metrics = build_metrics(description, zero_shot, _entries([settings for settings, _ in runs[1:]], results))
+        model = None
+        if folder is not None:
+            model = _ship(models, folder, zero_shot, metrics["runs"])
+        log.write("end", verdict=metrics["verdict"])
+        log.sync()
+        if folder is not None:
+            write_json(folder / "metrics.json", metrics)
+    finally:
+        log.close()
+    return _result(metrics, results, model)
+
+
+def directory_of(settings: Settings) -> str:
+    """Where a run of a comparison lies in its folder, such as ``runs/sff-alpha0.7-seed0``."""
+    if settings.strategy == ZERO_SHOT:
+        return f"runs/{ZERO_SHOT}"
+    return f"runs/{settings.strategy}{alpha_text(settings.alpha)}-seed{settings.seed}"
+
+
+def _entries(settings: Sequence[Settings], results: Sequence[RunResult]) -> list[dict[str, Any]]:
+    pairs = zip(settings, results, strict=True)
+    return [{**result.to_json(), "directory": directory_of(one)} for one, result in pairs]
+
+
+def _ship(models: _Models, folder: Path, zero_shot: dict[str, Any], entries: list[dict[str, Any]]) -> Path:
+    """Put the model that validation chooses into the comparison's own folder."""
+    choice = choose(zero_shot, entries)
+    target = folder / "model"
+    if choice.ship:
+        with atomic_directory(target, replace=True) as temporary:
+            shutil.copytree(folder / choice.best["directory"] / "model", temporary, dirs_exist_ok=True)
+    else:
+        # Loaded anew: the one that was evaluated may have been cast to another precision.
+        models.spend()
+        models.pristine().save(target, overwrite=True)
+        models.spend()
+    return target
+
+
+def _finished_comparison(folder: Path, tuned: list[tuple[Settings, dict[str, Any]]]) -> CompareResult:
+    """The result of a comparison that has its ``metrics.json``."""
+    metrics = read_json(folder / "metrics.json", error=CheckpointError)
+    results = [finished_run(folder / directory_of(settings), identity_of(told)) for settings, told in tuned]
+    return _result(metrics, results, folder / "model")
+
+
+def _result(metrics: dict[str, Any], results: list[RunResult], model: Path | None) -> CompareResult:
+    return CompareResult(
+        zero_shot=metrics["zero_shot"],
+        runs=results,
+        summary=metrics["summary"],
+        comparisons=metrics["comparisons"],
+        verdict=metrics["verdict"],
+        metrics=metrics,
+        model_dir=model,
+    )

@@ -1,0 +1,185 @@
+"""What a fine-tuning run is asked to do, checked once, before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..errors import ArgumentError
+from ..optim import check_optimizer_name
+from .schedules import SCHEDULES
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+# Settings that change how often something is saved, not what the run computes: a resumed run may change them.
+_FREE_ON_RESUME = frozenset({"checkpoint_every"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of one run, resolved: no ``None`` is left that stands for a default.
+
+    ``alpha`` is None for the strategies that do not smooth, ``lp_epochs`` for those without a linear-probing phase.
+    """
+
+    strategy: str
+    alpha: float | dict[str, float] | None
+    seed: int
+    epochs: int
+    batch_size: int
+    lr: float
+    max_steps: int | None
+    schedule: str
+    patience: int | None
+    optimizer: str
+    weight_decay: float
+    grad_clip: float | None
+    precision: str
+    lp_epochs: int | None
+    keep_initial: bool
+    again: bool
+    deterministic: bool
+    device: str
+    eval_batch_size: int
+    checkpoint_every: int | None
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the result, as JSON holds them."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in _FREE_ON_RESUME}
+        return values | {"device": self.device.partition(":")[0]}
+
+
+def resolve_settings(
+    adapter: Any,
+    *,
+    strategy: str,
+    alpha: float | Mapping[str, float] | None,
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    lr: float | None,
+    max_steps: int | None,
+    schedule: str,
+    patience: int | None,
+    optimizer: str,
+    weight_decay: float,
+    grad_clip: float | None,
+    precision: str,
+    lp_epochs: int | None,
+    keep_initial: bool,
+    again: bool,
+    deterministic: bool,
+    device: str,
+    eval_batch_size: int,
+    checkpoint_every: int | None,
+) -> Settings:
+    """Check every setting and fill in the family's defaults.
+
+    Raises:
+        ArgumentError: A setting lies outside of what is allowed; the message names it.
+    """
+    from .strategies import STRATEGIES
+
+    if strategy not in STRATEGIES:
+        raise ArgumentError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+    chosen = STRATEGIES[strategy]
+    if schedule not in SCHEDULES:
+        raise ArgumentError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    if precision not in PRECISIONS:
+        raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_optimizer_name(optimizer)
+    epochs = _integer("epochs", epochs, 1)
+    max_steps = None if max_steps is None else _integer("max_steps", max_steps, 1)
+    if chosen.probes and chosen.tunes_fully:
+        if epochs < 2:
+            raise ArgumentError(f"epochs must be at least 2 for {strategy} (one for each phase), got {epochs}")
+        if max_steps == 1:
+            raise ArgumentError(f"max_steps must be at least 2 for {strategy} (one for each phase), got 1")
+        lp_epochs = epochs // 2 if lp_epochs is None else _integer("lp_epochs", lp_epochs, 1)
+        if lp_epochs >= epochs:
+            raise ArgumentError(f"lp_epochs must be less than epochs (the full phase gets the rest), got {lp_epochs} of {epochs}")
+    else:
+        lp_epochs = None
+    return Settings(
+        strategy=strategy,
+        alpha=_check_alpha(adapter.default_alpha if alpha is None else alpha) if chosen.uses_alpha else None,
+        seed=_integer("seed", seed, 0, 2**64 - 1),
+        epochs=epochs,
+        batch_size=_integer("batch_size", batch_size, 1),
+        lr=_number("lr", adapter.default_lr if lr is None else lr, 0.0, inclusive=False),
+        max_steps=max_steps,
+        schedule=schedule,
+        patience=None if patience is None else _integer("patience", patience, 1),
+        optimizer=optimizer,
+        weight_decay=_number("weight_decay", weight_decay, 0.0),
+        grad_clip=None if grad_clip is None else _number("grad_clip", grad_clip, 0.0, inclusive=False),
+        precision=precision,
+        lp_epochs=lp_epochs,
+        keep_initial=bool(keep_initial),
+        again=bool(again),
+        deterministic=bool(deterministic),
+        device=resolve_device(device),
+        eval_batch_size=_integer("eval_batch_size", eval_batch_size, 1),
+        checkpoint_every=None if checkpoint_every is None else _integer("checkpoint_every", checkpoint_every, 1),
+    )
+
+
+def resolve_device(device: str | torch.device) -> str:
+    """The device of a run: ``"auto"`` is CUDA's current device where there is one, else the CPU.
+
+    Raises:
+        ArgumentError: The device is unknown or not there.
+    """
+    name = str(device)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ArgumentError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise ArgumentError(f"device {name!r} is not there: torch sees no CUDA device; use auto or cpu")
+        if int(index or 0) >= torch.cuda.device_count():
+            raise ArgumentError(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA device(s)")
+        return f"cuda:{int(index) if index else torch.cuda.current_device()}"
+    return "cpu"
+
+
+def _check_alpha(alpha: float | Mapping[str, float]) -> float | dict[str, float]:
+    if not isinstance(alpha, Mapping):
+        return _number("alpha", alpha, 0.0, 1.0)
+    if not alpha:
+        raise ArgumentError("alpha must be a number or a mapping of glob patterns to numbers, got an empty mapping")
+    return {str(pattern): _number(f"alpha[{pattern!r}]", value, 0.0, 1.0) for pattern, value in alpha.items()}
+
+
+def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    expected = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+    if isinstance(value, bool):
+        raise ArgumentError(f"{name} must be {expected}, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ArgumentError(f"{name} must be {expected}, got {value!r}") from None
+    if number < low or (high is not None and number > high):
+        raise ArgumentError(f"{name} must be {expected}, got {number}")
+    return number
+
+
+def _number(name: str, value: Any, low: float, high: float | None = None, inclusive: bool = True) -> float:
+    expected = f"a number of at least {low:g}" if inclusive else f"a number above {low:g}"
+    expected = expected if high is None else f"a number from {low:g} to {high:g}"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"{name} must be {expected}, got {value!r}") from None
+    if not math.isfinite(number) or number < low or (high is not None and number > high):
+        raise ArgumentError(f"{name} must be {expected}, got {value!r}")
+    if number == low and not inclusive:
+        raise ArgumentError(f"{name} must be {expected}, got {value!r}")
+    return number

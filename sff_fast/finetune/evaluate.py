@@ -1,0 +1,102 @@
+"""Errors of a model over all windows of a part."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from ..data import ForecastData
+from ..errors import ArgumentError
+from ..metrics import ForecastMetrics, NotFiniteError
+from .config import resolve_device
+from .interrupts import StopRequest
+from .progress import Progress, Silent
+from .runtime import seeded
+
+PARTS = ("train", "val", "test")
+
+
+def evaluate(
+    adapter: Any,
+    data: ForecastData,
+    part: str = "test",
+    *,
+    batch_size: int = 256,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Forecast every window of a part and measure the error; nothing is dropped.
+
+    Args:
+        adapter: The model, with the weights that it has; it is moved to the device.
+        data: The windows.
+        part: ``"train"``, ``"val"`` or ``"test"`` (default).
+        batch_size: Windows at a time.
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        progress: Told after every batch.
+
+    Returns:
+        ``mse``, ``mae``, ``rmse`` and more, on standardised data, each window with the same weight; see
+        :class:`sff_fast.metrics.ForecastMetrics`.
+
+    Raises:
+        ArgumentError: The part is unknown, or the lengths do not fit the model.
+        NotFiniteError: A forecast is NaN or infinite.
+    """
+    if part not in PARTS:
+        raise ArgumentError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+    adapter.check_lengths(data.context_length, data.prediction_length)
+    device = resolve_device(device)
+    adapter.model.to(device)
+    progress = Silent() if progress is None else progress
+    progress.start(len(getattr(data, part)), f"evaluate {part}")
+    try:
+        return evaluate_windows(adapter, data, part, batch_size=batch_size, device=device, stop=StopRequest(), progress=progress)
+    finally:
+        progress.close()
+
+
+def evaluate_windows(
+    adapter: Any,
+    data: ForecastData,
+    part: str,
+    *,
+    batch_size: int,
+    device: str,
+    stop: StopRequest,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The errors over a part, for a model that is on the device already.
+
+    The global random generators are as before afterwards, and families that draw samples draw the same ones every time,
+    so that when and how often a run validates changes nothing else.
+
+    Raises:
+        Interrupted: A stop was asked for.
+        NotFiniteError: A forecast is NaN or infinite.
+    """
+    windows = getattr(data, part)
+    metrics = ForecastMetrics(data.prediction_length, len(data.columns))
+    with seeded(0, device):
+        for indices in torch.arange(len(windows)).split(batch_size):
+            batch = windows.batch(indices)
+            prediction = adapter.forecast(batch.context.to(device), data.prediction_length).mean
+            metrics.update(prediction, batch.target, batch.channel, batch.index)
+            progress.update(len(indices), stage=part)
+            stop.check()
+    return metrics.to_json()
+
+
+def measure(adapter: Any, data: ForecastData, part: str, **options: Any) -> dict[str, Any]:
+    """Like :func:`evaluate_windows`, but a model whose forecasts are not finite is a result, not an error.
+
+    Returns:
+        The errors; for such a model ``mse`` and ``mae`` are None and ``not_finite`` says where it was seen.
+    """
+    try:
+        return evaluate_windows(adapter, data, part, **options)
+    except NotFiniteError as error:
+        warnings.warn(f"{part} part: {error}", stacklevel=2)
+        return {"mse": None, "mae": None, "not_finite": str(error)}

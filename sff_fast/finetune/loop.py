@@ -1,0 +1,344 @@
+"""The training loop: phases of epochs over shuffled windows, each validated, the best one kept, with exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import ForecastData, epoch_order
+from ..optim import make_optimizer
+from .config import Settings
+from .evaluate import measure
+from .interrupts import Interrupted, StopRequest
+from .log import RunLog, finite
+from .progress import Progress
+from .runtime import capture_rng, environment, restore_rng, seed_all
+from .schedules import SCHEDULES
+from .state import Saved, StateStore, join_tensors, split_tensors
+from .strategies import STRATEGIES, Phase, trainable
+from .weights import BestWeights, load_weights, weights_of
+
+LOG_EVERY = 10
+"""Steps between two step lines in the log."""
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run is and what it has found: everything but tensors and random generators. The state keeps it as JSON.
+
+    Attributes:
+        phase: Index of the phase.
+        phase_epoch: Finished epochs of the phase.
+        phase_start: The step at which the phase began.
+        epoch: Finished epochs of the run.
+        position: Windows of the present epoch that have been trained on.
+        step: Optimizer steps of the run.
+        loss_sum: Training loss of the present epoch, summed over its windows.
+        best_mse: Validation MSE of the best candidate, None before there is one.
+        best_epoch: Epoch of the best weights; 0 are the weights before training.
+        best_metrics: All validation metrics of the best weights.
+        since_best: Epochs since the last improvement, or since the phase began.
+        diverged: What was not finite and when, or None.
+        epoch_seconds: Time spent on the present epoch's steps.
+        seconds: Time spent on the run.
+        history: The epoch records.
+    """
+
+    phase: int = 0
+    phase_epoch: int = 0
+    phase_start: int = 0
+    epoch: int = 0
+    position: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    best_mse: float | None = None
+    best_epoch: int = 0
+    best_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    since_best: int = 0
+    diverged: str | None = None
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+class Trainer:
+    """One run of training with the adapter's model, in place; at its end the model has the best weights.
+
+    Args:
+        adapter: The adapter; its model is prepared (smoothed, filled, or as it was) and on the run's device.
+        data: The windows.
+        settings: The settings.
+        log: The log.
+        store: Where states are saved, or None.
+        frozen: JSON values that go into every state beside the position, such as what a resumed run must agree on.
+        best: The best weights.
+        model_directory: Where the best model is written after every epoch that improves on it, or None.
+        stop: Asked after every step.
+        progress: Told after every step.
+    """
+
+    def __init__(
+        self,
+        adapter: Any,
+        data: ForecastData,
+        settings: Settings,
+        *,
+        log: RunLog,
+        store: StateStore | None,
+        frozen: dict[str, Any],
+        best: BestWeights,
+        model_directory: Path | None,
+        stop: StopRequest,
+        progress: Progress,
+    ) -> None:
+        self.adapter = adapter
+        self.data = data
+        self.settings = settings
+        self.log = log
+        self.store = store
+        self.frozen = frozen
+        self.best = best
+        self.model_directory = model_directory
+        self.stop = stop
+        self.progress = progress
+        self.phases = STRATEGIES[settings.strategy].phases(settings)
+        self.windows = len(data.train)
+        self.at = Position()
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._saved_optimizer: Saved | None = None
+        self._clock = time.monotonic()
+
+    # --- the run ----------------------------------------------------------------------------------------------------
+
+    def begin(self, metrics: dict[str, Any] | None = None) -> None:
+        """Record the weights before training as epoch 0, seed the random generators and save the first state.
+
+        Args:
+            metrics: Their validation metrics where they are known already; None validates them.
+        """
+        metrics = self._validate() if metrics is None else metrics
+        seed_all(self.settings.seed, self.settings.device)
+        self.best.store(self.adapter.model)
+        self.at.best_metrics = metrics
+        if self.settings.keep_initial:
+            self.at.best_mse = metrics["mse"]
+        self._record("initial", None, None, metrics, improved=self.settings.keep_initial)
+        self._save()
+
+    def restore(self, saved: Saved) -> None:
+        """Put model, best weights, random generators and position where a save has them."""
+        self.at = Position(**saved.content["position"])
+        self.frozen = {name: saved.content[name] for name in self.frozen}
+        load_weights(self.adapter.model, saved.tensors("weights"))
+        self.best.restore(saved.directory / "best.safetensors")
+        restore_rng(dict(saved.tensors("rng")), saved.content["rng"], self.settings.device)
+        self._saved_optimizer = saved
+
+    def run(self) -> None:
+        """Train through the phases that are left, then load the best weights into the model.
+
+        Raises:
+            Interrupted: A stop was asked for. The state is saved and the best model so far is written.
+        """
+        try:
+            while True:
+                phase = self.phases[self.at.phase]
+                self._train_phase(phase)
+                if self.at.diverged or self.at.phase + 1 == len(self.phases):
+                    break
+                # The next phase starts from the best weights of this one, which stay a candidate for the best.
+                self.best.load(self.adapter.model)
+                self.at.phase += 1
+                self.at.phase_epoch, self.at.phase_start, self.at.since_best = 0, self.at.step, 0
+        except Interrupted:
+            self._save()
+            self._finish()
+            raise
+        self._finish()
+
+    def _finish(self) -> None:
+        """Load the best weights, and write the model where no epoch has done so."""
+        self.best.load(self.adapter.model)
+        if self.model_directory is not None and (self.at.best_epoch == 0 or not self.model_directory.exists()):
+            self.adapter.save(self.model_directory, overwrite=True)
+
+    def stopped_because(self) -> str | None:
+        """Why the run ended before its last epoch, or None."""
+        phase = self.phases[self.at.phase]
+        if self.at.diverged is not None:
+            return self.at.diverged
+        if self._out_of_patience():
+            return f"no better validation MSE for {self.at.since_best} epochs"
+        if self._out_of_steps(phase) and self.at.phase_epoch < phase.epochs:
+            return f"max_steps ({self.settings.max_steps}) reached"
+        return None
+
+    # --- phases and epochs ------------------------------------------------------------------------------------------
+
+    def _train_phase(self, phase: Phase) -> None:
+        settings, at = self.settings, self.at
+        with trainable(self.adapter, phase) as parameters:
+            self._optimizer = make_optimizer(settings.optimizer, parameters, settings.lr, settings.weight_decay)
+            if self._saved_optimizer is not None:
+                self._restore_optimizer(self._saved_optimizer)
+                self._saved_optimizer = None
+            while not (
+                at.diverged
+                or self._out_of_patience()
+                or at.phase_epoch == phase.epochs
+                or (self._out_of_steps(phase) and at.position == 0)
+            ):
+                self._train_epoch(phase, parameters)
+                if not at.diverged:
+                    self._close_epoch(phase)
+                self._save()
+            self._optimizer = None
+
+    def _out_of_patience(self) -> bool:
+        return self.settings.patience is not None and self.at.since_best >= self.settings.patience
+
+    def _out_of_steps(self, phase: Phase) -> bool:
+        return phase.last_step is not None and self.at.step >= phase.last_step
+
+    def _train_epoch(self, phase: Phase, parameters: list[torch.nn.Parameter]) -> None:
+        settings, at, optimizer = self.settings, self.at, self._optimizer
+        factor, steps = SCHEDULES[settings.schedule], self._steps(phase)
+        order = epoch_order(self.windows, settings.seed, at.epoch)
+        self.adapter.model.train()
+        began = time.monotonic() - at.epoch_seconds
+        while at.position < self.windows and not self._out_of_steps(phase):
+            indices = order[at.position : at.position + settings.batch_size]
+            lr = settings.lr * factor(at.phase_epoch, at.step - at.phase_start, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss = self.adapter.loss(self.data.train.batch(indices).to(settings.device))
+            value = loss.item()
+            if not math.isfinite(value):
+                self._diverge(f"the training loss is {value} at step {at.step + 1}, in epoch {at.epoch + 1}")
+                return
+            loss.backward()
+            if settings.grad_clip is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            count = len(indices)
+            at.position += count
+            at.step += 1
+            at.loss_sum += value * count
+            at.epoch_seconds = time.monotonic() - began
+            self.progress.update(count, stage="train", epoch=at.epoch + 1, loss=value, lr=lr)
+            if at.step % LOG_EVERY == 0:
+                self.log.write("step", epoch=at.epoch + 1, step=at.step, loss=value, lr=lr)
+            self.stop.check()
+            if settings.checkpoint_every is not None and at.step % settings.checkpoint_every == 0:
+                self._save()
+
+    def _close_epoch(self, phase: Phase) -> None:
+        """Validate what an epoch has led to, and keep it where it is the best."""
+        at = self.at
+        metrics = self._validate()
+        mse, train_loss = metrics["mse"], at.loss_sum / at.position
+        lr = self._optimizer.param_groups[0]["lr"]
+        improved = mse is not None and (at.best_mse is None or mse < at.best_mse)
+        at.epoch += 1
+        at.phase_epoch += 1
+        at.since_best += 1
+        if improved:
+            at.best_mse, at.best_epoch, at.best_metrics, at.since_best = mse, at.epoch, metrics, 0
+            self.best.store(self.adapter.model)
+            if self.model_directory is not None:
+                self.adapter.save(self.model_directory, overwrite=True)
+        self._record(phase.name, train_loss, lr, metrics, improved)
+        at.position, at.loss_sum, at.epoch_seconds = 0, 0.0, 0.0
+        if mse is None:
+            self._diverge(f"the forecasts for the validation part are not finite after epoch {at.epoch}")
+
+    def _validate(self) -> dict[str, Any]:
+        return measure(
+            self.adapter,
+            self.data,
+            "val",
+            batch_size=self.settings.eval_batch_size,
+            device=self.settings.device,
+            stop=self.stop,
+            progress=self.progress,
+        )
+
+    def _steps(self, phase: Phase) -> int:
+        """Steps that the phase can take."""
+        steps = phase.epochs * math.ceil(self.windows / self.settings.batch_size)
+        return steps if phase.last_step is None else min(steps, phase.last_step - self.at.phase_start)
+
+    def _diverge(self, reason: str) -> None:
+        kept = f"the best weights, of epoch {self.at.best_epoch}, are kept"
+        self.at.diverged = f"{reason}: training stopped"
+        self.log.write("stop", reason=self.at.diverged)
+        advice = "try a smaller lr or grad_clip"
+        warnings.warn(f"{self.settings.strategy}: {self.at.diverged}; {kept}; {advice}", stacklevel=2)
+
+    def _record(self, phase: str, train_loss: float | None, lr: float | None, metrics: dict[str, Any], improved: bool) -> None:
+        at = self.at
+        record = {
+            "epoch": at.epoch,
+            "phase": phase,
+            "step": at.step,
+            "lr": lr,
+            "train_loss": train_loss,
+            "val_mse": metrics["mse"],
+            "val_mae": metrics["mae"],
+            "best": improved,
+            "seconds": at.epoch_seconds,
+            "throughput": at.position / at.epoch_seconds if at.epoch_seconds > 0 else None,
+        }
+        at.history.append(record)
+        self.log.write("epoch", **record)
+        self.progress.epoch(record)
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Add the time since the last call to the run's seconds."""
+        now = time.monotonic()
+        self.at.seconds += now - self._clock
+        self._clock = now
+
+    def _save(self) -> None:
+        self.tick()
+        if self.store is None:
+            return
+        rng_tensors, rng = capture_rng(self.settings.device)
+        tensors = {"weights": weights_of(self.adapter.model), "rng": rng_tensors}
+        optimizer = None
+        if self._optimizer is not None:
+            tensors["optimizer"] = {}
+            optimizer = split_tensors(self._optimizer.state_dict(), tensors["optimizer"])
+        content = {
+            **self.frozen,
+            "position": finite(dataclasses.asdict(self.at)),
+            "scheduler": {"schedule": self.settings.schedule, "lr": self.settings.lr},
+            "optimizer": optimizer,
+            "rng": rng,
+            "environment": environment(),
+            "log_bytes": self.log.sync(),
+        }
+        self.store.save(content, tensors, {"best": self.best.path})
+
+    def _restore_optimizer(self, saved: Saved) -> None:
+        skeleton = saved.content["optimizer"]
+        if skeleton is None:
+            return
+        self._optimizer.load_state_dict(join_tensors(skeleton, dict(saved.tensors("optimizer"))))
+        for parameter, values in self._optimizer.state.items():
+            for name, value in values.items():
+                if not isinstance(value, torch.Tensor):
+                    continue
+                # Memory of its own, since what was read may be mapped to the file; and where it belongs to each element
+                # laid out as the parameter's, since fused kernels walk both in storage order.
+                alike = value.shape == parameter.shape
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if alike else value.clone()

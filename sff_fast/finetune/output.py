@@ -1,0 +1,50 @@
+"""The folder that a run or comparison writes into."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..errors import ArgumentError
+from ..files import check_output_directory
+
+WRITTEN = (
+    "metrics.json",
+    "report.html",
+    "learning_curves.png",
+    "forecasts.png",
+    "comparison.png",
+    "log.jsonl",
+    "model",
+    "runs",
+    "state",
+)
+"""What a run or comparison writes into its folder, in the order in which ``overwrite`` removes it."""
+
+COMPARISON = "comparison.json"
+"""In ``state/``, marks a folder that holds a comparison of runs, not a run."""
+
+
+def check_output(out: str | Path, resume: bool, overwrite: bool, source: Path | None) -> Path:
+    """Check that a run may write into a folder; nothing is written yet.
+
+    Raises:
+        ArgumentError: The run to overwrite holds the model to start from.
+        OutputError: The folder cannot be used.
+    """
+    folder = Path(out)
+    check_output_directory(folder, overwrite=overwrite, resume=resume)
+    if overwrite and source is not None and folder.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ArgumentError(f"overwrite would remove the model to start from, {str(source)!r}: choose another output folder")
+    return folder
+
+
+def begin_output(folder: Path, overwrite: bool) -> None:
+    """Make an output folder, or remove the earlier run in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in WRITTEN if overwrite else ():
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

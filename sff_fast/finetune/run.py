@@ -1,0 +1,378 @@
+"""``finetune``: one run from the pre-trained weights to ``metrics.json``."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..data import ForecastData
+from ..errors import CheckpointError
+from ..files import read_json, write_json
+from .config import PRECISIONS, Settings, resolve_settings
+from .evaluate import measure
+from .identity import check_identity, describe, differences, identity_of
+from .interrupts import Interrupted, StopRequest, stop_requests
+from .log import RunLog, as_json, read_history
+from .loop import Trainer
+from .output import COMPARISON, begin_output, check_output
+from .progress import Progress, Silent
+from .result import RunResult, build_metrics, zero_shot_entry
+from .runtime import determinism, environment, peak_memory, reset_peak_memory, seeded
+from .state import Saved, StateStore
+from .strategies import STRATEGIES, check_trainable, is_prepared
+from .verdict import verdict
+from .weights import BestWeights
+
+
+def finetune(
+    adapter: Any,
+    data: ForecastData,
+    strategy: str = "sff",
+    alpha: float | Mapping[str, float] | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    *,
+    epochs: int = 10,
+    batch_size: int = 32,
+    lr: float | None = None,
+    max_steps: int | None = None,
+    schedule: str = "halving",
+    patience: int | None = 3,
+    optimizer: str = "adam",
+    weight_decay: float = 0.0,
+    grad_clip: float | None = None,
+    precision: str = "fp32",
+    lp_epochs: int | None = None,
+    keep_initial: bool = False,
+    again: bool = False,
+    deterministic: bool = False,
+    device: str = "auto",
+    eval_batch_size: int = 256,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    plan: Any = None,
+) -> RunResult:
+    """Fine-tune a model by one strategy, and test the epoch that is best on the validation part.
+
+    The model is tuned in place and ends with the best weights, in eval mode. Before that the pre-trained model is
+    evaluated (the zero-shot row) and, as epoch 0, the weights that training starts from.
+
+    Epoch 0 is no candidate for the best epoch. For ``ff`` and ``lp`` it is the pre-trained model, whose row stands beside
+    the tuned ones anyway and which the verdict recommends where tuning did not help: were it a candidate, a row that says
+    ``ff`` could show the untouched model and hide that tuning made it worse. ``keep_initial=True`` makes it one. Where
+    training breaks off before its first epoch ends, the weights of epoch 0 are what is left, and ``best_epoch`` is 0.
+
+    With ``out``, the best model so far is always in ``out/model``: it is written after every epoch that is better than
+    all before. SIGTERM and ctrl-C end the present step, save the state, and then end the program (exit code 143, or
+    KeyboardInterrupt); ``resume=True`` goes on from there and gives the same weights, bit for bit, as a run that was
+    never stopped (same machine, versions and thread count). ``metrics.json`` is written last: it marks a finished run.
+
+    Args:
+        adapter: The model with its pre-trained weights.
+        data: The windows.
+        strategy: ``"zero-shot"``, ``"tfs"`` (train from scratch), ``"ff"`` (full fine-tuning), ``"sff"`` (smoothed full
+            fine-tuning, default), ``"lp"`` (linear probing: the head alone) or ``"lp-ff"``.
+        alpha: Share of the pre-trained weights for ``sff``, from 0 to 1, or a mapping of name patterns to shares.
+            Default: the family's, 0.7.
+        seed: Decides the random weights, the order of windows and dropout; 0 to 2**64 - 1.
+        out: Folder for metrics, log, model and state. Default None: nothing is written and nothing can be resumed.
+        epochs: Passes over the train windows. Default 10.
+        batch_size: Windows a step; the last step of an epoch takes what is left. Default 32.
+        lr: Learning rate at the start. Default: the family's, 3e-5.
+        max_steps: Stop after so many optimizer steps; the epoch then ends early and is validated. Default None.
+        schedule: ``"halving"`` (after every epoch, default), ``"constant"`` or ``"cosine"`` (to 0 at the last step).
+        patience: Stop after so many epochs in a row without a better validation MSE; None never does. Default 3.
+        optimizer: ``"adam"`` (default) or ``"adamw"``.
+        weight_decay: Default 0.
+        grad_clip: Limit for the gradients' norm, all parameters together. Default None.
+        precision: dtype of the parameters, ``"fp32"`` (default) or ``"bf16"``: the model is cast before anything else.
+            In bf16 a step that changes a weight by less than about 0.2 % is lost to rounding. Errors are always computed
+            from fp32 forecasts.
+        lp_epochs: For ``lp-ff``: how many of the epochs train the head alone. Default: half. Optimizer, schedule and
+            patience then start anew from the best of them, which stays a candidate for the best epoch.
+        keep_initial: Whether the weights before training are a candidate for the best ones. Default False.
+        again: Whether ``sff`` may smooth a model that has been smoothed before. Default False: an error.
+        deterministic: Use deterministic algorithms only, and one thread. Default False.
+        device: ``"auto"`` (CUDA where there is one, default), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        eval_batch_size: Windows at a time in evaluations. Default 256.
+        checkpoint_every: Save the state every so many steps too. Default None: at the start and after every epoch.
+        resume: Continue the run in ``out``; where there is none, start it; where it is finished, return its result.
+        overwrite: Remove an earlier run in ``out`` first.
+        progress: Told about every batch; see :class:`Progress`. Default: nobody.
+        plan: The init plan for ``sff`` and ``tfs``. Default: ``adapter.plan()``.
+
+    Returns:
+        The result.
+
+    Raises:
+        ArgumentError: A setting is not allowed, or the lengths do not fit the model.
+        OutputError: ``out`` cannot be written, or holds a run and neither ``resume`` nor ``overwrite`` was given.
+        CheckpointError: The run in ``out`` has other settings, data or model, or none of its states is whole.
+    """
+    settings = resolve_settings(
+        adapter,
+        strategy=strategy,
+        alpha=alpha,
+        seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        max_steps=max_steps,
+        schedule=schedule,
+        patience=patience,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        grad_clip=grad_clip,
+        precision=precision,
+        lp_epochs=lp_epochs,
+        keep_initial=keep_initial,
+        again=again,
+        deterministic=deterministic,
+        device=device,
+        eval_batch_size=eval_batch_size,
+        checkpoint_every=checkpoint_every,
+    )
+    adapter.check_lengths(data.context_length, data.prediction_length)
+    folder = None if out is None else check_output(out, resume, overwrite, adapter.source)
+    with stop_requests() as stop:
+        try:
+            return run_one(
+                adapter,
+                data,
+                settings,
+                folder,
+                overwrite=overwrite,
+                stop=stop,
+                progress=Silent() if progress is None else progress,
+                plan=plan,
+            )
+        except Interrupted:
+            stop.leave()
+            raise
+
+
+def run_one(
+    adapter: Any,
+    data: ForecastData,
+    settings: Settings,
+    folder: Path | None,
+    *,
+    overwrite: bool = False,
+    stop: StopRequest,
+    progress: Progress,
+    plan: Any = None,
+    zero_shot: dict[str, Any] | None = None,
+    label: str | None = None,
+    keep_model: bool = True,
+    keep_state: bool = True,
+) -> RunResult:
+    """One run in a folder that was checked: continued where it holds a state, returned where it is finished.
+
+    Args:
+        adapter: The model with its pre-trained weights.
+        data: The windows.
+        settings: The settings.
+        folder: The output folder, or None.
+        overwrite: Whether an earlier run in the folder is removed.
+        stop: Asked between steps and between batches of evaluations.
+        progress: Told about every batch.
+        plan: The init plan, or None for the adapter's own.
+        zero_shot: The zero-shot entry where it is known already; None measures it.
+        label: What progress calls the run.
+        keep_model: Whether the model is written.
+        keep_state: Whether the last state is kept when the run is finished.
+
+    Raises:
+        Interrupted: A stop was asked for; what there is was saved.
+    """
+    description = describe(adapter, data, settings)
+    store, saved = None, None
+    if folder is not None:
+        store = StateStore(folder / "state")
+        if not overwrite:
+            if (folder / "metrics.json").exists():
+                return finished_run(folder, identity_of(description))
+            saved = _open_state(folder, store, identity_of(description))
+    phases = STRATEGIES[settings.strategy].phases(settings)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(determinism(settings.deterministic))
+        stack.enter_context(seeded(settings.seed, settings.device))
+        evaluation = functools.partial(
+            measure,
+            adapter,
+            data,
+            batch_size=settings.eval_batch_size,
+            device=settings.device,
+            stop=stop,
+            progress=progress,
+        )
+        if saved is not None:
+            _warn_of_changes(saved)
+            zero_shot = saved.content["zero_shot"]
+        check_trainable(adapter, settings)
+        reset_peak_memory(settings.device)
+        progress.start(_total_windows(data, settings, saved, zero_shot), label or settings.strategy)
+        stack.callback(progress.close)
+        adapter.model.to(settings.device, PRECISIONS[settings.precision])
+        adapter.model.eval()
+        if zero_shot is None:
+            zero_shot = _measure_zero_shot(evaluation, settings)
+        prepared = _prepare(adapter, settings, plan, saved)
+        # Only now is anything written: what is wrong with the settings or the plan has shown itself.
+        if folder is not None and saved is None:
+            begin_output(folder, overwrite)
+        log = RunLog(None if folder is None else folder / "log.jsonl", 0 if saved is None else saved.content["log_bytes"])
+        stack.callback(log.close)
+        if saved is None:
+            log.write("start", **description)
+            log.write("zero_shot", **zero_shot)
+            if prepared is not None:
+                log.write("prepare", **prepared)
+        model_directory = folder / "model" if folder is not None and keep_model else None
+        if phases:
+            trainer = Trainer(
+                adapter,
+                data,
+                settings,
+                log=log,
+                store=store,
+                frozen={"identity": identity_of(description), "zero_shot": zero_shot, "prepared": prepared},
+                best=BestWeights(None if folder is None else folder / "state" / "best.safetensors"),
+                model_directory=model_directory,
+                stop=stop,
+                progress=progress,
+            )
+            if saved is not None:
+                trainer.restore(saved)
+            else:
+                trainer.begin(zero_shot["metrics"]["val"] if prepared is None else None)
+            trainer.run()
+            result = _result(trainer, evaluation("test"), settings, zero_shot, model_directory)
+        else:
+            if model_directory is not None:
+                adapter.save(model_directory, overwrite=True)
+            result = RunResult.of_zero_shot(zero_shot, settings.seed, model_directory)
+        adapter.model.eval()
+        entries = [result.to_json()] if phases else []
+        result.verdict = verdict(zero_shot, entries)
+        log.write("end", verdict=result.verdict, **summary_of(result))
+        log.sync()
+        if folder is not None:
+            write_json(folder / "metrics.json", build_metrics(description, zero_shot, entries))
+            store.clear(keep=1 if keep_state else 0)
+        return result
+
+
+def _open_state(folder: Path, store: StateStore, identity: dict[str, Any]) -> Saved | None:
+    """The save to go on from, or None where there is none yet."""
+    if (folder / "state" / COMPARISON).exists():
+        raise CheckpointError(
+            f"{str(folder)!r} holds a comparison, no single run: choose another folder, or start anew (overwrite)"
+        )
+    saved = store.load()
+    if saved is not None:
+        check_identity(folder, saved.content["identity"], identity)
+    return saved
+
+
+def _warn_of_changes(saved: Saved) -> None:
+    """Say when a resumed run cannot be expected to give the bits that it would have given."""
+    found = differences(saved.content["environment"], environment())
+    if found:
+        warnings.warn(
+            f"the run is resumed under other conditions ({'; '.join(found)}): the last digits of its results may differ "
+            "from those of a run that was never stopped",
+            stacklevel=4,
+        )
+
+
+def _measure_zero_shot(evaluation: Callable[[str], dict[str, Any]], settings: Settings) -> dict[str, Any]:
+    began = time.monotonic()
+    val, test = evaluation("val"), evaluation("test")
+    return zero_shot_entry(val, test, time.monotonic() - began, peak_memory(settings.device))
+
+
+def _prepare(adapter: Any, settings: Settings, plan: Any, saved: Saved | None) -> dict[str, Any] | None:
+    """Smooth or fill the weights where the strategy does, and return the report.
+
+    Also for a resumed run: it replaces the weights, but what preparing notes on the model is in no state.
+    """
+    prepare = STRATEGIES[settings.strategy].prepare
+    if prepare is None:
+        return None
+    if saved is not None and is_prepared(adapter.model, saved.content["prepared"]):
+        return saved.content["prepared"]
+    return as_json(prepare(adapter, settings, plan))
+
+
+def _result(
+    trainer: Trainer, test: dict[str, Any], settings: Settings, zero_shot: dict[str, Any], model_directory: Path | None
+) -> RunResult:
+    trainer.tick()
+    at = trainer.at
+    return RunResult(
+        strategy=settings.strategy,
+        alpha=settings.alpha,
+        seed=settings.seed,
+        best_epoch=at.best_epoch,
+        val_mse=at.best_metrics["mse"],
+        test_mse=test["mse"],
+        test_mae=test["mae"],
+        seconds=at.seconds,
+        peak_bytes=peak_memory(settings.device),
+        history=at.history,
+        metrics={"val": at.best_metrics, "test": test},
+        smooth=trainer.frozen["prepared"],
+        stopped=trainer.stopped_because(),
+        zero_shot=zero_shot,
+        model_dir=model_directory,
+    )
+
+
+def summary_of(result: RunResult) -> dict[str, Any]:
+    """A run's entry without its long parts, for the log."""
+    return {key: value for key, value in result.to_json().items() if key not in ("metrics", "smooth")}
+
+
+def finished_run(folder: Path, identity: Mapping[str, Any]) -> RunResult:
+    """The result of a run that has its ``metrics.json``."""
+    metrics = read_json(folder / "metrics.json", error=CheckpointError)
+    check_identity(folder, identity_of(metrics), identity)
+    zero_shot, settings = metrics["zero_shot"], metrics["settings"]
+    model = folder / "model" if (folder / "model").exists() else None
+    if not metrics["runs"]:
+        return RunResult.of_zero_shot(zero_shot, settings["seed"], model)
+    return RunResult(
+        **metrics["runs"][0],
+        history=read_history(folder / "log.jsonl"),
+        zero_shot=zero_shot,
+        verdict=metrics["verdict"],
+        model_dir=model,
+    )
+
+
+def _total_windows(data: ForecastData, settings: Settings, saved: Saved | None, zero_shot: dict[str, Any] | None) -> int:
+    """Windows that are trained on or evaluated from here to the end, if nothing stops the run early."""
+    strategy = STRATEGIES[settings.strategy]
+    train, val, test = len(data.train), len(data.val), len(data.test)
+    total = 0 if zero_shot is not None else val + test
+    if not strategy.phases(settings):
+        return total
+    epochs = settings.epochs
+    windows = epochs * train
+    if settings.max_steps is not None:
+        per_epoch = -(-train // settings.batch_size)
+        epochs = min(epochs, -(-settings.max_steps // per_epoch))
+        windows = min(windows, settings.max_steps * settings.batch_size)
+    total += windows + epochs * val + test
+    if saved is not None:
+        at = saved.content["position"]
+        return max(0, total - at["epoch"] * (train + val) - at["position"])
+    return total + (0 if strategy.prepare is None else val)

@@ -1,0 +1,112 @@
+"""The plan's names of a model's parameters, whatever wraps the model.
+
+Wrappers are recognised by the type of the module and taken out of the name at any depth; what cannot be addressed element
+by element (DeepSpeed ZeRO-3, FSDP1 with flat parameters) is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from sff_fast.errors import PlanError
+
+# Qualified name of the wrapper's class -> the attribute that holds the wrapped module. Looked up by name along the class
+# hierarchy, so that none of these modules has to be imported.
+_WRAPPERS = {
+    "torch.nn.parallel.distributed.DistributedDataParallel": ("module",),
+    "torch.nn.parallel.data_parallel.DataParallel": ("module",),
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": ("_fsdp_wrapped_module",),
+    "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod",),
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": ("_checkpoint_wrapped_module",),
+    "torch.optim.swa_utils.AveragedModel": ("module",),
+    "peft.peft_model.PeftModel": ("base_model", "model"),
+    "peft.tuners.tuners_utils.BaseTunerLayer": ("base_layer",),
+}
+
+
+def _wrapped_path(module: nn.Module) -> tuple[str, ...]:
+    for cls in type(module).__mro__:
+        path = _WRAPPERS.get(f"{cls.__module__}.{cls.__qualname__}")
+        if path is not None:
+            return path
+    return ()
+
+
+def _follow(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
+    """The module at the end of the path; peft calls the model itself ``base_model.model`` in most tuners only."""
+    for part in path:
+        module = getattr(module, part, None)
+        if not isinstance(module, nn.Module):
+            return None
+    return module
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The innermost module behind wrappers at the root of a model."""
+    while (inner := _follow(model, path) if (path := _wrapped_path(model)) else None) is not None:
+        model = inner
+    return model
+
+
+def _walk(module: nn.Module, prefix: str, visited: set[int]) -> Iterator[tuple[str, nn.Parameter]]:
+    if id(module) in visited:
+        return
+    visited.add(id(module))
+    path = _wrapped_path(module)
+    inner = _follow(module, path) if path else None
+    for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+        yield prefix + name, parameter
+    for name, child in module.named_children():
+        if inner is not None and name == path[0]:
+            # the wrapper's own attributes are no part of the name; the wrapped module takes the wrapper's place
+            yield from _walk(inner, prefix, visited)
+        else:
+            yield from _walk(child, f"{prefix}{name}.", visited)
+
+
+def named_parameters(model: nn.Module, prefix: str = "") -> dict[str, nn.Parameter]:
+    """The model's parameters under the plan's names, tied ones once, in order.
+
+    Args:
+        model: Any module, wrapped or not.
+        prefix: What the names in the plan begin with before the names in ``model``; a prefix that starts with ``-`` is
+            taken off the model's names instead. Default empty.
+
+    Returns:
+        Name to parameter. Of several names of one parameter the first counts.
+
+    Raises:
+        PlanError: Two different parameters map to one name, a prefix does not fit, or the parameters cannot be addressed
+            element by element (DeepSpeed ZeRO-3, FSDP1 flat parameters).
+    """
+    found: dict[str, nn.Parameter] = {}
+    first: dict[int, str] = {}
+    for name, parameter in _walk(model, "", set()):
+        _refuse_flat(name, parameter)
+        if prefix.startswith("-"):
+            if not name.startswith(prefix[1:]):
+                raise PlanError(f"prefix={prefix!r} takes {prefix[1:]!r} off every name, but there is {name!r}")
+            name = name[len(prefix) - 1 :]
+        else:
+            name = prefix + name
+        if id(parameter) in first:
+            continue
+        if name in found:
+            raise PlanError(
+                f"two different parameters of the model map to the name {name!r}: pass the module itself, or a prefix="
+            )
+        first[id(parameter)] = name
+        found[name] = parameter
+    return found
+
+
+def _refuse_flat(name: str, parameter: torch.Tensor) -> None:
+    if hasattr(parameter, "ds_id"):
+        raise PlanError(
+            f"{name!r} is partitioned by DeepSpeed ZeRO-3, which has no addressable elements: smooth before deepspeed.initialize"
+        )
+    if type(parameter).__name__ == "FlatParameter" or hasattr(parameter, "_unpadded_unsharded_size"):
+        raise PlanError(f"{name!r} is a flat parameter of FSDP1: wrap with use_orig_params=True, or smooth before wrapping")

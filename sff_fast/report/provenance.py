@@ -1,0 +1,81 @@
+"""Where a result comes from: enough to run it again, and to know what it was run with."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+#: Distributions whose version can change a result.
+PACKAGES = ("torch", "numpy", "safetensors", "pandas", "transformers", "granite-tsfm", "matplotlib")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that can change a result."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command as it would be typed.
+
+    Args:
+        arguments: The arguments after the program's name.
+
+    Returns:
+        One line, quoted for a POSIX shell.
+    """
+    return shlex.join(["sff-fast", *arguments])
+
+
+def facts(metrics: Mapping[str, Any], **more: Any) -> list[tuple[str, str]]:
+    """What the provenance section lists, as name and text.
+
+    Args:
+        metrics: The content of ``metrics.json``.
+        **more: Further facts; those that are None are left out.
+
+    Returns:
+        Pairs in reading order.
+    """
+    pairs: list[tuple[str, str]] = [
+        ("family", str(metrics["family"])),
+        ("random stream", f"version {metrics['stream_version']}"),
+    ]
+    seeds = sorted({run["seed"] for run in metrics["runs"] if run.get("seed") is not None})
+    if seeds:
+        pairs.append(("seeds", ", ".join(map(str, seeds))))
+    pairs += [(name.replace("_", " "), _text(value)) for name, value in more.items() if value is not None]
+    pairs += [(f"data: {name}", value) for name, value in _flat(_without_bulk(metrics["data"]))]
+    pairs.append(("sff_fast", str(metrics["sff_fast"])))
+    pairs += list(package_versions().items())
+    pairs.append(("platform", f"{platform.system()} {platform.machine()}"))
+    return pairs
+
+
+def _without_bulk(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of the data without the scaler's long lists, which metrics.json holds."""
+    return {name: value for name, value in data.items() if name != "scaler"}
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix} {key}".strip().replace("_", " "))
+    else:
+        yield prefix or "source", _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value))
+    return str(value)

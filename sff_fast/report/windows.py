@@ -1,0 +1,99 @@
+"""Forecasts of a few test windows, in the data's own units, for the report's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sff_fast.data.validate import show_time
+
+if TYPE_CHECKING:
+    from sff_fast.adapters import Adapter
+    from sff_fast.data import ForecastData
+
+
+@dataclass(frozen=True)
+class ForecastWindow:
+    """One window of one channel with the forecasts of several models, in the data's own units.
+
+    Args:
+        channel: Name of the channel.
+        start: Where the forecast begins: a time stamp, or ``"row 1234"``.
+        step: The time between two rows, such as ``"1 h"``; empty where it is unknown.
+        context: What the models saw.
+        truth: What came, one value a step.
+        predictions: Strategy name -> forecast, as long as ``truth``.
+    """
+
+    channel: str
+    start: str
+    step: str
+    context: Sequence[float]
+    truth: Sequence[float]
+    predictions: Mapping[str, Sequence[float]]
+
+
+def sample_windows(data: ForecastData, adapters: Mapping[str, Adapter], count: int = 6) -> list[ForecastWindow]:
+    """Forecast a few windows of the test part, evenly spaced over time and channels.
+
+    Args:
+        data: The windows.
+        adapters: Strategy name -> model.
+        count: How many windows, at most one a test window and channel.
+
+    Returns:
+        The windows in order of time; all values in the data's own units.
+    """
+    table, test = data.table, data.test
+    count = min(count, test.n_starts * len(table.columns))
+    chosen = []
+    for number in range(count):
+        start = (2 * number + 1) * test.n_starts // (2 * count)
+        channel = number * len(table.columns) // count if len(table.columns) >= count else number % len(table.columns)
+        chosen.append((start, channel))
+    forecasts = {name: _forecast(adapter, data, chosen) for name, adapter in adapters.items()}
+    windows = []
+    for number, (start, channel) in enumerate(chosen):
+        first = test.border[0] + start * test.stride
+        middle = first + data.context_length
+        end = middle + data.prediction_length
+        stamps = table.timestamps
+        windows.append(
+            ForecastWindow(
+                channel=table.columns[channel],
+                start=f"row {middle + 1}" if stamps is None else show_time(stamps[middle]),
+                step=step_text(table.frequency),
+                context=table.values[first:middle, channel].tolist(),
+                truth=table.values[middle:end, channel].tolist(),
+                predictions={name: values[number] for name, values in forecasts.items()},
+            )
+        )
+    return windows
+
+
+def step_text(frequency: str | None) -> str:
+    """The time between two rows for an axis label: ``"15min"`` becomes ``"15 min"``, ``"h"`` becomes ``"1 h"``."""
+    if not frequency:
+        return ""
+    unit = frequency.lstrip("0123456789")
+    count = frequency.removesuffix(unit) or "1"
+    words = {"D": "day", "W": "week", "M": "month", "Q": "quarter", "Y": "year", "B": "working day"}
+    if unit not in words:
+        return f"{count} {unit}"
+    return f"{count} {words[unit]}" if count == "1" else f"{count} {words[unit]}s"
+
+
+def _forecast(adapter: Adapter, data: ForecastData, chosen: Sequence[tuple[int, int]]) -> list[list[float]]:
+    """What one model forecasts for (start, channel) pairs of the test part, in the data's own units."""
+    test = data.test
+    if data.channel_independent:
+        indices = [channel * test.n_starts + start for start, channel in chosen]
+    else:
+        indices = [start for start, _ in chosen]
+    batch = test.batch(torch.tensor(indices))
+    mean = adapter.forecast(batch.context, data.prediction_length).mean.cpu()
+    picked = [mean[item, :, 0 if data.channel_independent else channel] for item, (_, channel) in enumerate(chosen)]
+    return [data.scaler.inverse(values, channel).tolist() for values, (_, channel) in zip(picked, chosen, strict=True)]

@@ -1,0 +1,100 @@
+"""The constructor's ordered draw program, and concrete values of its draws when something has to read them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sff_fast.distributions import Materialized
+from sff_fast.plan import draw_recipe
+from sff_fast.trace.values import Law
+
+CACHE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One operation that consumed random numbers.
+
+    Args:
+        index: Position in the program.
+        op: Name of the operation.
+        shape: Shape of the tensor it drew.
+        strides: Its strides.
+        dtype: Its dtype.
+        arguments: The operation's numbers.
+        law: Distribution of an element, or None where it was executed for real.
+        generator: ``"default"`` or ``"own"``.
+    """
+
+    index: int
+    op: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    arguments: tuple[Any, ...]
+    law: Law | None
+    generator: str = "default"
+
+
+def derived_seed(seed: int, *purpose: object) -> int:
+    """A 63-bit seed that depends on a seed and a purpose."""
+    text = "/".join(map(str, purpose)).encode()
+    key = hashlib.blake2b(text, digest_size=8, key=(seed % 2**64).to_bytes(8, "little")).digest()
+    return int.from_bytes(key, "little") % 2**63
+
+
+class DrawProgram:
+    """The draws of one run of a constructor.
+
+    Args:
+        seed: Seed of concrete values.
+        source: Gives the concrete values of a draw, or None where it has none for it.
+    """
+
+    def __init__(self, seed: int, source: Callable[[Draw, Callable[[], torch.Tensor]], torch.Tensor | None] | None) -> None:
+        self.seed = seed
+        self.source = source
+        self.draws: list[Draw] = []
+        self._cache: OrderedDict[int, torch.Tensor] = OrderedDict()
+
+    def record(
+        self, op: str, like: torch.Tensor, arguments: tuple[Any, ...], law: Law | None, generator: str = "default"
+    ) -> Draw:
+        """Append a draw with the geometry of ``like``."""
+        draw = Draw(len(self.draws), op, tuple(like.shape), tuple(like.stride()), like.dtype, arguments, law, generator)
+        self.draws.append(draw)
+        return draw
+
+    def values(self, index: int) -> torch.Tensor:
+        """The concrete values of a recorded draw, flat in row-major order; the same at every call."""
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        draw = self.draws[index]
+        values = self.source(draw, lambda: self._generate(draw)) if self.source else None
+        if values is None:
+            values = self._generate(draw)
+        values = values.reshape(-1)
+        self._cache[index] = values
+        while len(self._cache) > 1 and sum(v.numel() * v.element_size() for v in self._cache.values()) > CACHE_BYTES:
+            self._cache.popitem(last=False)
+        return values
+
+    def _generate(self, draw: Draw) -> torch.Tensor:
+        if draw.law.kind in ("orthogonal", "sparse"):
+            recipe = draw.law.distribution(draw.shape)
+            assert isinstance(recipe, Materialized)
+            return draw_recipe(recipe, f"draw {draw.index}", self.seed).to(draw.dtype)
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "draw", draw.index))
+        values = torch.empty(draw.shape, dtype=draw.dtype)
+        if draw.law.kind == "uniform":
+            return values.uniform_(*draw.law.numbers, generator=generator)
+        if draw.law.kind == "normal":
+            return values.normal_(*draw.law.numbers, generator=generator)
+        return torch.nn.init.trunc_normal_(values, *draw.law.numbers, generator=generator)

@@ -1,0 +1,208 @@
+"""The dispatch mode under which a constructor runs."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sff_fast.boxes import Unrepresentable
+from sff_fast.trace.draws import Draw, DrawProgram, derived_seed
+from sff_fast.trace.memory import Memory, covers_storage
+from sff_fast.trace.ops import HANDLERS
+from sff_fast.trace.values import CLEAN, Taint
+
+_active = threading.local()
+
+OVERWRITES = {
+    "copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "cauchy_", "log_normal_",
+    "geometric_",
+}  # fmt: skip
+"""In-place operations that do not read what they write to."""
+
+DESCRIBES_ONLY = {"is_same_size", "is_pinned", "is_set_to", "_has_compatible_shallow_copy_type"}
+"""Operations that look at a tensor's shape and not at its values."""
+
+
+def active_tracer() -> Tracer | None:
+    """The innermost tracer that runs in this thread."""
+    stack = getattr(_active, "stack", None)
+    return stack[-1] if stack else None
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has ordinary strided memory."""
+    return tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
+
+
+class Tracer(TorchDispatchMode):
+    """Records what a constructor does to memory instead of doing it.
+
+    Operations that the tracer can name (factories, draws, fills, copies, arithmetic with scalars) are recorded. Every
+    other one first makes what it reads concrete, then runs for real, and its results are data that remember what they
+    were computed from.
+
+    Args:
+        seed: Seed of concrete values.
+        source: See :class:`DrawProgram`.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        source: Callable[[Draw, Callable[[], torch.Tensor]], torch.Tensor | None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.seed = seed
+        self.generator_seed = derived_seed(seed, "generator")
+        self.program = DrawProgram(seed, source)
+        self.memory = Memory(self.program)
+        self.observed: set[int] = set()
+        """Draws whose values the constructor itself looked at."""
+        self.observed_random = False
+        """Whether it looked at any random values."""
+        self.read_external = False
+        """Whether a recorded value depends on a number that came from outside."""
+        self.reseeded = False
+        """Whether it seeded torch's generator itself before a draw."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True would import torch's compiler at the first operation (1.4 s).
+        return False
+
+    def __enter__(self) -> Tracer:
+        if not hasattr(_active, "stack"):
+            _active.stack = []
+        _active.stack.append(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        _active.stack.pop()
+
+    # ------------------------------------------------------------------ dispatch
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if any(t.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl for t in types):
+            return NotImplemented
+        if _is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        handler = HANDLERS.get(func._schema.name)
+        if handler is None and torch.Tag.pointwise in func.tags and torch.Tag.nondeterministic_seeded not in func.tags:
+            handler = HANDLERS["pointwise"]
+        if handler is not None:
+            try:
+                result = handler(self, func, args, kwargs)
+            except Unrepresentable:
+                result = NotImplemented
+            if result is not NotImplemented:
+                return result
+        if _is_view(func):
+            return func(*args, **kwargs)
+        return self.run(func, args, kwargs)
+
+    def ambient(self, generator: torch.Generator | None) -> bool:
+        """Whether a draw takes its numbers from torch's generator as the caller of the constructor seeded it."""
+        if generator is not None and generator is not torch.default_generator:
+            return False
+        if torch.default_generator.initial_seed() == self.generator_seed:
+            return True
+        self.reseeded = True
+        return False
+
+    # ------------------------------------------------------------------ running for real
+    def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """Execute an operation for real and note what its results depend on."""
+        name = func._schema.name.removeprefix("aten::")
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and is_plain(x)]
+        written, only_written = _written(func, args, kwargs, name)
+        taint = CLEAN
+        for tensor in tensors:
+            if any(tensor is w for w in only_written):
+                if not covers_storage(tensor):
+                    self.memory.force(tensor)
+                continue
+            if name not in DESCRIBES_ONLY:
+                taint = taint | self.memory.taint(tensor)
+            self.memory.force(tensor)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            generator = kwargs.get("generator")
+            ambient = self.ambient(generator)
+            like = next((x for x in tensors), torch.empty(0))
+            self.program.record(name, like, (), None, "default" if ambient else "own")
+            taint = taint | (Taint(random=True) if ambient else Taint(external=True))
+        if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+            self.observe(taint)
+        if name in ("isnan", "isinf"):
+            taint = CLEAN
+        taint = taint.through(name)
+        before = {t.untyped_storage()._cdata for t in tensors}
+        result = func(*args, **kwargs)
+        for tensor in written:
+            self.memory.wrote(tensor, taint)
+        for tensor in tree_leaves(result):
+            if not isinstance(tensor, torch.Tensor) or not is_plain(tensor) or tensor.numel() == 0:
+                continue
+            if tensor.untyped_storage()._cdata not in before:
+                self.memory.define(tensor, (), True)
+                self.memory.wrote(tensor, taint)
+        return result
+
+    def observe(self, taint: Taint) -> None:
+        """Note that the constructor looked at values: what it does next may depend on them."""
+        self.observed |= taint.draws
+        self.observed_random |= bool(taint.draws) or taint.random
+        self.read_external |= taint.external
+
+    def read_below(self, tensor: torch.Tensor, observes: bool, leaks: bool) -> None:
+        """Prepare a tensor for somebody who reads its memory without the dispatcher.
+
+        Args:
+            tensor: The tensor.
+            observes: Whether its values are shown to the constructor.
+            leaks: Whether somebody may write to its memory from now on.
+        """
+        if not is_plain(tensor) or tensor.numel() == 0 or self.memory.find(tensor) is None:
+            return
+        self.memory.force(tensor)
+        if observes:
+            self.observe(self.memory.taint(tensor))
+        if leaks:
+            self.memory.leak(tensor)
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operation is made of others; it gets here undecomposed in inference mode only."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+@functools.cache
+def _is_view(func: Any) -> bool:
+    """Whether an operation changes or returns tensors' geometry only."""
+    if torch.Tag.inplace_view in func.tags or func._schema.name in ("aten::set_", "aten::detach_"):
+        return True
+    returns = func._schema.returns
+    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+def _written(func: Any, args: tuple, kwargs: dict, name: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The tensors that an operation writes to, and those of them that it does not read."""
+    written, only_written = [], []
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = kwargs.get(argument.name) if argument.kwarg_only or i >= len(args) else args[i]
+        found = [x for x in tree_leaves(value) if isinstance(x, torch.Tensor) and is_plain(x)]
+        written += found
+        if argument.kwarg_only or name in OVERWRITES:
+            only_written += found
+    return written, only_written

@@ -1,0 +1,140 @@
+"""The verdict: chosen by validation, honest about the test part and about noise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from scipy import stats
+
+from sff_fast.finetune import choose, verdict
+from sff_fast.finetune.result import build_metrics, label_runs
+from sff_fast.finetune.statistics import mean_and_std, paired_interval, student_quantile
+
+ZERO = {"val_mse": 0.5, "test_mse": 0.4, "test_mae": 0.3}
+
+
+def entry(strategy, val, test, seed=0, alpha=None):
+    return {"strategy": strategy, "alpha": alpha, "seed": seed, "val_mse": val, "test_mse": test, "test_mae": test}
+
+
+def test_the_lowest_validation_error_is_shipped_although_another_tests_better():
+    runs = [entry("ff", 0.45, 0.30), entry("sff", 0.44, 0.39, alpha=0.7)]
+    assert choose(ZERO, runs).best is runs[1]
+    assert verdict(ZERO, runs) == (
+        "Ship sff (alpha 0.7): it has the lowest validation MSE (0.4400, zero-shot 0.5000). On the test part "
+        "sff (alpha 0.7) has an MSE of 0.3900 against zero-shot's 0.4000 (2.5% better); one seed cannot tell that from "
+        "seed noise."
+    )
+
+
+def test_none_of_the_tuned_models_is_shipped_when_zero_shot_validates_better():
+    runs = [entry("ff", 0.6, 0.2), entry("lp", 0.55, 0.1)]
+    assert not choose(ZERO, runs).ship
+    text = verdict(ZERO, runs)
+    assert text.startswith(
+        "Ship none of the tuned models: zero-shot has the lowest validation MSE (0.5000; the best tuned one is lp with 0.5500)"
+    )
+    assert "an MSE of 0.1000 against zero-shot's 0.4000 (75.0% better)" in text
+
+
+def test_a_tie_goes_to_zero_shot():
+    assert not choose(ZERO, [entry("ff", 0.5, 0.1)]).ship
+
+
+def test_it_is_said_when_the_chosen_model_tests_worse():
+    assert "(10.0% worse)" in verdict(ZERO, [entry("ff", 0.4, 0.44)])
+
+
+def test_the_mean_over_seeds_decides_not_the_luckiest_run():
+    lucky = [entry("ff", 0.30, 0.4, seed=0), entry("ff", 0.60, 0.4, seed=1)]
+    steady = [entry("sff", 0.42, 0.39, seed=0, alpha=0.5), entry("sff", 0.41, 0.38, seed=1, alpha=0.5)]
+    choice = choose(ZERO, lucky + steady)
+    assert choice.best is steady[1]
+    assert choice.val_mse == pytest.approx(0.415)
+
+
+def test_alphas_are_candidates_of_their_own():
+    runs = [entry("sff", 0.45, 0.4, alpha=0.3), entry("sff", 0.42, 0.4, alpha=0.9)]
+    assert choose(ZERO, runs).best is runs[1]
+    assert label_runs(runs) == ["sff-alpha0.3", "sff-alpha0.9"]
+    assert label_runs([*runs[:1], entry("ff", 0.4, 0.4)]) == ["sff", "ff"]
+
+
+@pytest.mark.parametrize(
+    ("tests", "words"),
+    [
+        ((0.30, 0.31, 0.32), "which is more than seed noise (95 % interval of the difference over 3 seeds -0.1148 to -0.0652)"),
+        ((0.30, 0.45, 0.40), "which is within seed noise"),
+        ((0.50, 0.51, 0.52), "27.5% worse), which is more than seed noise"),
+    ],
+)
+def test_seed_noise_is_stated_with_its_interval(tests, words):
+    text = verdict(ZERO, [entry("ff", 0.4 + seed / 1000, test, seed) for seed, test in enumerate(tests)])
+    assert words in text
+    assert text.startswith("Ship ff, seed 0: it has the lowest mean validation MSE (0.4010")
+
+
+def test_a_strategy_with_a_diverged_run_is_not_chosen():
+    runs = [entry("ff", 0.1, 0.1, seed=0), entry("ff", None, None, seed=1), entry("lp", 0.45, 0.3)]
+    assert choose(ZERO, runs).best is runs[2]
+    assert verdict(ZERO, runs[:2]) == "Ship none of the tuned models: none of them reached a finite validation MSE."
+
+
+def test_a_chosen_model_whose_test_error_is_not_finite_is_said_to_have_none():
+    assert "no finite MSE to compare" in verdict(ZERO, [entry("ff", 0.4, None)])
+
+
+def test_with_zero_shot_alone_there_is_nothing_to_choose():
+    assert verdict(ZERO, []) == "Only the pre-trained model was evaluated: validation MSE 0.5000, test MSE 0.4000."
+
+
+def test_a_zero_shot_model_that_is_not_finite_loses():
+    text = verdict({"val_mse": None, "test_mse": None, "test_mae": None}, [entry("ff", 0.4, 0.4)])
+    assert text.startswith("Ship ff: it has the lowest validation MSE (0.4000, zero-shot not finite).")
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 8, 9, 29, 30, 100])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+def test_student_quantiles_equal_scipys(degrees, level):
+    # Both solve the same equation in double precision; tan near pi/2 costs a few digits at one degree of freedom.
+    assert student_quantile(level, degrees) == pytest.approx(stats.t.ppf(0.5 + level / 2, degrees), rel=1e-9)
+
+
+def test_the_paired_interval_equals_scipys():
+    values = [0.1, -0.3, 0.25, 0.4]
+    interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert paired_interval(values) == pytest.approx((0.1125, interval.low, interval.high), rel=1e-9)
+    assert paired_interval([0.5]) == (0.5, None, None)
+    mean, std = mean_and_std([1.0, 2.0, 4.0])
+    assert (mean, std) == (7 / 3, pytest.approx(math.sqrt(7 / 3)))
+
+
+def test_summary_and_comparisons_pair_the_runs_of_a_seed():
+    runs = [
+        entry("ff", 0.4, 0.30, seed=0),
+        entry("ff", 0.4, 0.40, seed=1),
+        entry("sff", 0.4, 0.28, seed=0, alpha=0.7),
+        entry("sff", 0.4, 0.36, seed=1, alpha=0.7),
+        entry("sff", 0.4, 0.10, seed=2, alpha=0.7),
+    ]
+    metrics = build_metrics({"family": "x"}, ZERO, runs)
+    assert metrics["summary"]["ff"]["test_mse_mean"] == pytest.approx(0.35)
+    assert metrics["summary"]["ff"]["test_mse_std"] == pytest.approx(0.1 / math.sqrt(2))
+    assert [metrics["summary"][label]["n"] for label in ("zero-shot", "ff", "sff")] == [1, 2, 3]
+    pairs = {(one["a"], one["b"]): one for one in metrics["comparisons"]}
+    assert list(pairs) == [("ff", "sff"), ("ff", "zero-shot"), ("sff", "zero-shot")]
+    one = pairs["ff", "sff"]
+    assert one["n"] == 2  # seed 2 has no partner
+    assert one["difference"] == pytest.approx(0.03)
+    half = 12.706204736 * 0.01414213562 / math.sqrt(2)
+    assert (one["ci_low"], one["ci_high"]) == (pytest.approx(0.03 - half), pytest.approx(0.03 + half))
+    assert pairs["sff", "zero-shot"]["difference"] == pytest.approx((0.28 + 0.36 + 0.10) / 3 - 0.4)
+
+
+def test_runs_that_diverged_are_left_out_of_the_summary():
+    metrics = build_metrics({}, ZERO, [entry("ff", 0.4, 0.3), entry("ff", None, None, seed=1), entry("lp", None, None)])
+    assert metrics["summary"]["ff"]["n"] == 1
+    assert metrics["summary"]["ff"]["test_mse_mean"] == 0.3
+    assert metrics["summary"]["lp"]["test_mse_mean"] is None
+    assert [(one["a"], one["b"]) for one in metrics["comparisons"]] == [("ff", "zero-shot")]
