@@ -190,7 +190,7 @@ def _coordinates(box: Box, grid: Sequence[int]) -> tuple[list[int], list[int]]:
         start.append(rest // step)
         rest %= step
     count = [1] * len(grid)
-    for n, stride in zip(*coalesce(box.size, box.strides)):
+    for n, stride in zip(box.size, box.strides):
         if n > 1:
             count[grid.index(stride)] = n
     for i in range(len(grid) - 1, 0, -1):
@@ -219,7 +219,8 @@ def intersect(a: Box, b: Box) -> Box | None:
         return None
     if not (nested(a) and nested(b)):
         raise Unrepresentable
-    strides = {s for box in (a, b) for n, s in zip(*coalesce(box.size, box.strides)) if n > 1}
+    # Not coalesced: the maps that callers carry on these boxes are linear in the dimensions as they are.
+    strides = {s for box in (a, b) for n, s in zip(box.size, box.strides) if n > 1}
     grid = sorted(strides | {1}, reverse=True)
     if any(outer % inner for outer, inner in pairwise(grid)):
         raise Unrepresentable

@@ -18,6 +18,7 @@ from sff_fast.boxes import Box, coalesce, embed, paint, row_major, through
 from sff_fast.distributions import Constant, Distribution, Materialized, Normal, TruncNormal, Uniform
 from sff_fast.errors import PlanError
 from sff_fast.plan import InitPlan, ParameterPlan, Segment
+from sff_fast.rectangles import visible
 from sff_fast.stream import ROUND, rounding_key, stream_id
 
 CONSTANT, UNIFORM, NORMAL, TRUNC_NORMAL, TABLE = range(5)
@@ -140,14 +141,20 @@ def _resolve(parameter: ParameterPlan) -> Iterator[tuple[int, Box]]:
     if len(segments) == 1:
         yield 0, segments[0].box
         return
-    owner, unit = paint(parameter.numel, [segment.box for segment in segments])
-    visible = np.bincount(owner, minlength=len(segments)) * unit
-    for i, segment in enumerate(segments):
-        if visible[i] == segment.numel:
-            yield i, segment.box
-        elif visible[i]:
-            for box in _intervals(owner == i, unit):
-                yield from ((i, part) for part in _inside(box, segment.box))
+    parts = visible([segment.box for segment in segments], parameter.shape)
+    if parts is None:
+        parts = _painted(parameter)
+    for i, boxes in enumerate(parts):
+        for box in boxes:
+            yield from ((i, part) for part in _inside(box, segments[i].box))
+
+
+def _painted(parameter: ParameterPlan) -> list[list[Box]]:
+    """The same for boxes that step over elements: 4 bytes an element of memory for as long as it takes."""
+    boxes = [segment.box for segment in parameter.segments]
+    owner, unit = paint(parameter.numel, boxes)
+    count = np.bincount(owner, minlength=len(boxes)) * unit
+    return [[box] if count[i] == box.numel else list(_intervals(owner == i, unit)) for i, box in enumerate(boxes)]
 
 
 def _intervals(mine: np.ndarray, unit: int) -> Iterator[Box]:

@@ -291,7 +291,7 @@ def _check_sharing(
     """Segments of one draw hold one sample, and segments of different draws do not."""
     copies: dict[tuple, tuple[str, str]] = {}
     for draw, holders in samples.items():
-        known: dict[int, tuple[float, str, float]] = {}
+        known: dict[int, tuple[float, str]] = {}
         for parameter, i, flat in holders:
             segment = parameter.segments[i]
             if isinstance(segment.distribution, Materialized):
@@ -305,14 +305,16 @@ def _check_sharing(
             row = rows[(parameter.name, i)]
             if len(holders) > 1:
                 drawn = torch.from_numpy(positions(Box(segment.size, segment.draw_strides, segment.draw_offset)))
-                elements = drawn[shown][:4096].tolist()
                 scores = ((values[:4096] - law.mean) / law.std).tolist()
-                eps = float(torch.finfo(_precision(flat)).eps) * (1 + abs(law.mean) / law.std)
-                for element, score in zip(elements, scores):
-                    other, name, coarse = known.setdefault(element, (score, parameter.name, eps))
-                    if abs(other - score) > 16 * max(eps, coarse) * (1 + abs(score)) + 1e-5:
-                        row.problems.append(f"does not hold the sample of the draw {draw!r} that {name!r} holds")
-                        break
+                off, total, other = 0, 0, ""
+                for element, score in zip(drawn[shown][:4096].tolist(), scores):
+                    expected, holder = known.setdefault(element, (score, parameter.name))
+                    total += 1
+                    # bf16 on the way costs 2**-8 of the value; samples that have nothing in common differ by about 1.
+                    if abs(expected - score) > 0.05 * (1 + abs(score) + abs(law.mean) / law.std):
+                        off, other = off + 1, holder
+                if off > 0.1 * total:
+                    row.problems.append(f"does not hold the sample of the draw {draw!r} that {other!r} holds")
             if values.numel() >= 16:
                 key = (str(segment.distribution), values.numel(), hash(values[:64].numpy().tobytes()))
                 before = copies.setdefault(key, (draw, parameter.name))

@@ -386,6 +386,22 @@ def test_a_damaged_save_is_named_and_the_one_before_it_is_used(data, tmp_path, u
     assert not states[1].exists() or states[1] == newest_state(out)
 
 
+def test_the_best_weights_of_a_save_replace_later_ones_when_it_is_gone_back_to(data, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    stopped(data, out, "test", 2)
+    older, newer = sorted((out / "state").glob("save-*"))
+    best = [(state / "best.safetensors").read_bytes() for state in (older, newer)]
+    assert best[0] != best[1] == (out / "state" / "best.safetensors").read_bytes()
+    (newer / "rng.safetensors").unlink()
+    seen = []
+    restore = loop.Trainer.restore
+    monkeypatch.setattr(loop.Trainer, "restore", lambda self, saved: (restore(self, saved), seen.append(self.best.path)))
+    monkeypatch.setattr(loop.Trainer, "run", lambda self: seen.append(self.best.path.read_bytes()))
+    with pytest.warns(UserWarning, match="is missing"):
+        finetune(FakeAdapter.tiny(), data, "ff", out=out, resume=True, **OPTIONS)
+    assert seen[1] == best[0]
+
+
 @pytest.mark.parametrize(
     "damage",
     [

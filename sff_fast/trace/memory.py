@@ -194,7 +194,8 @@ class Memory:
         try:
             pieces: Iterable[Piece] = shown(self.resolve(tensor), tensor.numel())
         except Unrepresentable:
-            pieces = self.record(tensor).writes
+            record = self.record(tensor)
+            pieces = shown(record.writes, tensor.untyped_storage().nbytes() // record.dtype.itemsize)
         taint = CLEAN
         for piece in pieces:
             taint = taint | piece.value.taint()
