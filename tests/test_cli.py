@@ -186,12 +186,19 @@ def test_forecast_writes_csv_that_goes_on_where_the_table_ends(tmp_path, data, c
     assert (abs(values[:, 1] - 60) < 30).all()
 
 
-def test_forecast_standardises_with_the_train_part_of_a_split_where_asked(data, capsys):
+def test_forecast_standardises_with_the_train_part_of_a_split_where_asked(data, capsys, monkeypatch):
+    from sff_fast import finetune
+
+    seen = []
+    library = finetune.forecast
+    monkeypatch.setattr(finetune, "forecast", lambda *a, **k: seen.append(k["scaler"]) or library(*a, **k))
     command = ("forecast", *MODEL, "--data", data, *LENGTHS, "--threads", "1")
     assert run(*command) == 0
-    whole = capsys.readouterr().out
     assert run(*command, "--split", "0.5,0.25,0.25") == 0
-    assert capsys.readouterr().out.splitlines()[0] == whole.splitlines()[0]
+    assert seen[0] is None
+    temperatures = good_columns()["temp"]
+    assert seen[1].mean[0] == pytest.approx(np.mean(temperatures[:450]), rel=1e-12)
+    assert seen[1].mean[0] != pytest.approx(np.mean(temperatures), rel=1e-6)
 
 
 def test_forecast_replaces_a_file_only_when_asked(tmp_path, data, capsys):

@@ -215,6 +215,24 @@ def test_a_repeated_row_holds_its_draw_several_times():
     assert plan["b"].segments == (Segment(Uniform(0, 1), (2, 4), (4, 1), 0, "b#1", (0, 1), 0),)
 
 
+def test_a_parameter_that_holds_its_draw_twice_numbers_it_in_the_draw():
+    def factory():
+        x = torch.randn(3, 4)
+        return Holder(w=torch.cat([x, x]))
+
+    assert traced(factory)["w"].segments == (Segment(Normal(0, 1), (2, 12), (12, 1), 0, "w#1", (0, 1), 0),)
+
+
+def test_opaque_values_follow_a_truncated_normal_that_another_parameter_holds():
+    def factory():
+        a = timm_trunc_normal_(torch.empty(200), 0.3, 0.5, -0.7, 1.3)
+        return Holder(a=a, b=torch.exp(a))
+
+    plan = traced(factory)
+    # the draw goes back through erf and forth through erfinv in fp32, whose slope is steepest at two standard deviations
+    assert torch.allclose(plan.sample("b", 4).log(), plan.sample("a", 4), atol=1e-4)
+
+
 def test_the_negative_of_a_shared_draw_is_opaque_and_stays_its_negative():
     def factory():
         a = torch.rand(100)
@@ -325,6 +343,7 @@ def test_affine_arithmetic_folds_into_the_distribution():
             b=torch.randn(50) * 0.02,
             c=torch.rand(10).sub_(0.5).div_(4),
             d=-torch.rand(9),
+            l=1 - 2 * torch.randn(30),
             e=torch.randn(7) * torch.tensor(2.0) + torch.ones(7),
             f=torch.zeros(5).add_(torch.randn(5), alpha=0.5),
             g=torch.distributions.Uniform(-1.0, 3.0).sample((40,)),
@@ -340,6 +359,7 @@ def test_affine_arithmetic_folds_into_the_distribution():
         "b": Normal(0, 0.02),
         "c": Uniform(-0.125, 0.125),
         "d": Uniform(-1, 0),
+        "l": Normal(1, 2),
         "e": Normal(1, 2),
         "f": Normal(0, 0.5),
         "g": Uniform(-1, 3),
@@ -622,11 +642,12 @@ def test_a_constructor_that_seeds_its_own_generator_has_fixed_values():
         with torch.random.fork_rng():
             torch.manual_seed(3)
             a = torch.randn(4)
-        return Holder(a=a, b=torch.randn(4), c=torch.randn(4, generator=torch.Generator().manual_seed(1)))
+        own = torch.Generator().manual_seed(1)
+        return Holder(a=a, b=torch.randn(4), c=torch.randn(4, generator=own), d=torch.empty(4).normal_(generator=own))
 
     with pytest.warns(UserWarning, match="seeds torch's generator itself"):
         plan = traced(factory)
-    assert [str(plan[n].segments[0].distribution) for n in "abc"] == ["table", "Normal(0, 1)", "table"]
+    assert [str(plan[n].segments[0].distribution) for n in "abcd"] == ["table", "Normal(0, 1)", "table", "table"]
     assert torch.equal(plan.materialize("c", 0, 0), torch.randn(4, generator=torch.Generator().manual_seed(1)))
 
 
