@@ -23,7 +23,7 @@ from sff_fast.inspect_parameters import check_parameters
 from sff_fast.names import named_parameters, unwrap
 from sff_fast.plan import InitPlan, ParameterPlan
 from sff_fast.stream import STREAM_VERSION, check_seed
-from sff_fast.trace import trace
+from sff_fast.tracing import trace
 
 ROUNDINGS = ("nearest", "stochastic")
 _RECORD = "_sff_fast_smoothing"

@@ -228,7 +228,7 @@ def test_a_model_made_in_memory_cannot_be_reloaded():
 def test_the_plan_is_traced_once_from_the_factory(monkeypatch):
     calls = []
     monkeypatch.setitem(
-        sys.modules, "sff_fast.trace", types.SimpleNamespace(trace=lambda factory: calls.append(factory) or factory())
+        sys.modules, "sff_fast.tracing", types.SimpleNamespace(trace=lambda factory: calls.append(factory) or factory())
     )
     adapter = adapters.tiny("timer")
     plan = adapter.plan()

@@ -11,7 +11,7 @@ from torch import nn
 from sff_fast.distributions import Constant, Materialized, Normal, TruncNormal, Uniform
 from sff_fast.errors import PlanError
 from sff_fast.plan import InitPlan, ParameterPlan, Segment, digest, draw_recipe
-from sff_fast.trace import trace
+from sff_fast.tracing import trace
 
 F32 = torch.float32
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from kernels import bits, run, tasks_for, whole
 
+import sff_fast
 from sff_fast import table
 from sff_fast.backends import cpu, reference
 from sff_fast.distributions import Constant, Normal, TruncNormal, Uniform
@@ -220,3 +221,51 @@ def test_a_refused_table_writes_nothing():
         cpu._cpu.smooth(packed.view(np.uint8), 1)
     assert (x == 1).all()
     assert (y == 1).all()
+
+
+# ---------------------------------------------------------------------- plans that a tracer makes
+class Shared(torch.nn.Module):
+    """Views of one flat draw at two offsets, a clone of a draw, and a row repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        flat = torch.empty(40).normal_()
+        self.first = torch.nn.Parameter(flat[:24].clone().view(4, 6))
+        self.second = torch.nn.Parameter(flat[10:40].clone().view(5, 6))
+        row = torch.empty(6).uniform_(-1, 1)
+        self.rows = torch.nn.Parameter(row.repeat(3, 1))
+        self.row = torch.nn.Parameter(row.clone() * 2)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_parameters_that_hold_one_draw_hold_one_sample(backend):
+    plan = sff_fast.trace(Shared)
+    model = Shared()
+    sff_fast.fill_(model, plan, seed=8, backend=backend)
+    assert torch.equal(model.first.flatten()[10:], model.second.flatten()[:14])
+    assert torch.equal(model.rows[0], model.rows[1])
+    assert torch.equal(model.rows[0], model.rows[2])
+    # 2 * u in [-2, 2] is another interval's affine map of the same words: equal up to one rounding
+    assert torch.allclose(model.row, 2 * model.rows[0], rtol=0, atol=2**-22)
+    assert len(model.first.unique()) == 24
+    for name, p in model.named_parameters():
+        assert torch.equal(plan.sample(name, 8), p)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_values_that_are_not_elementwise_are_mixed_in_from_a_table(backend):
+    class Orthogonal(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.nn.init.orthogonal_(torch.empty(6, 4)))
+            self.fixed = torch.nn.Parameter(torch.arange(5.0))
+
+    plan, model = sff_fast.trace(Orthogonal), Orthogonal()
+    sff_fast.fill_(model, plan, seed=3, backend=backend)
+    assert torch.allclose(model.w.T @ model.w, torch.eye(4), atol=1e-5)
+    assert torch.equal(model.fixed, torch.arange(5.0))
+    other = Orthogonal()
+    with torch.no_grad():
+        other.w.zero_()
+    sff_fast.smooth_(other, plan, alpha=0.5, seed=3, backend=backend)
+    assert torch.equal(other.w, 0.5 * model.w)

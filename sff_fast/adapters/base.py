@@ -147,7 +147,7 @@ class Adapter(ABC):
     def plan(self) -> InitPlan:
         """The distributions that :meth:`build` draws every parameter from; traced once."""
         if self._plan is None:
-            from sff_fast.trace import trace
+            from sff_fast.tracing import trace
 
             self._plan = trace(self.build)
         return self._plan

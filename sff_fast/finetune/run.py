@@ -221,7 +221,6 @@ def run_one(
         progress.start(_total_windows(data, settings, saved, zero_shot), label or settings.strategy)
         stack.callback(progress.close)
         adapter.model.to(settings.device, PRECISIONS[settings.precision])
-        adapter.model.eval()
         if zero_shot is None:
             zero_shot = _measure_zero_shot(evaluation, settings)
         prepared = _prepare(adapter, settings, plan, saved)

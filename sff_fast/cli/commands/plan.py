@@ -32,7 +32,7 @@ def plan(family: str | None, checkpoint: str | None, tiny: bool, factory: str | 
     if factory is not None:
         if checkpoint is not None or tiny:
             raise click.UsageError("--checkpoint and --tiny belong to --family, not to --factory")
-        from sff_fast.trace import trace
+        from sff_fast.tracing import trace
 
         found = trace(import_callable(factory))
     else:

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sff_fast.boxes import Unrepresentable
-from sff_fast.trace.draws import Draw, DrawProgram, derived_seed
-from sff_fast.trace.memory import Memory, covers_storage
-from sff_fast.trace.ops import HANDLERS
-from sff_fast.trace.values import CLEAN, Taint
+from sff_fast.tracing.draws import Draw, DrawProgram, derived_seed
+from sff_fast.tracing.memory import Memory, covers_storage
+from sff_fast.tracing.ops import HANDLERS
+from sff_fast.tracing.values import CLEAN, Taint
 
 _active = threading.local()
 

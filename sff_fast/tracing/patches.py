@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from sff_fast.boxes import Unrepresentable
-from sff_fast.trace.ops import record_draw
-from sff_fast.trace.tracer import Tracer, active_tracer, is_plain
-from sff_fast.trace.values import Law
+from sff_fast.tracing.ops import record_draw
+from sff_fast.tracing.tracer import Tracer, active_tracer, is_plain
+from sff_fast.tracing.values import Law
 
 READERS = {"numpy": True, "__dlpack__": True, "tolist": False, "data_ptr": False, "__reduce_ex__": False}
 """Methods of ``torch.Tensor`` that hand out or read memory, and whether its holder can write to it afterwards."""
@@ -170,7 +170,7 @@ _PATCHES = _Patches()
 
 @contextlib.contextmanager
 def patched() -> Iterator[None]:
-    """Patch for as long as the context lasts; the caller holds :data:`sff_fast.trace.state.LOCK`."""
+    """Patch for as long as the context lasts; the caller holds :data:`sff_fast.tracing.state.LOCK`."""
     if _PATCHES.users == 0:
         _PATCHES.install()
     _PATCHES.users += 1

@@ -21,8 +21,8 @@ from torch import nn
 from sff_fast.distributions import Constant, Materialized, Normal, TruncNormal, Uniform
 from sff_fast.errors import PlanError
 from sff_fast.plan import Segment
-from sff_fast.trace import trace
-from sff_fast.verify import verify
+from sff_fast.tracing import trace
+from sff_fast.verification import verify
 
 
 class Holder(nn.Module):
@@ -823,7 +823,7 @@ def test_tracing_commits_no_memory_and_does_not_import_the_compiler():
         import resource, sys
         import torch
         from torch import nn
-        from sff_fast.trace import trace
+        from sff_fast.tracing import trace
 
         class Model(nn.Module):
             def __init__(self, width):

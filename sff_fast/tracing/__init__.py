@@ -1,5 +1,5 @@
 """Finds out how a constructor draws every parameter, without drawing it."""
 
-from sff_fast.trace.run import trace
+from sff_fast.tracing.run import trace
 
 __all__ = ["trace"]

@@ -15,8 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sff_fast.boxes import Box, Unrepresentable, coalesce, common, nested, paint, row_major, through
-from sff_fast.trace.draws import DrawProgram
-from sff_fast.trace.values import CLEAN, Const, Data, Random, Taint, Uninitialised, Value, apply
+from sff_fast.tracing.draws import DrawProgram
+from sff_fast.tracing.values import CLEAN, Const, Data, Random, Taint, Uninitialised, Value, apply
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from sff_fast.trace.draws import derived_seed
+from sff_fast.tracing.draws import derived_seed
 
 LOCK = threading.RLock()
 """Generators and patched functions belong to the process: traces in two threads take turns."""

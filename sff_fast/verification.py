@@ -27,7 +27,7 @@ from sff_fast.distributions import (
 )
 from sff_fast.errors import ArgumentError, PlanError
 from sff_fast.plan import InitPlan, ParameterPlan, Segment
-from sff_fast.trace.state import LOCK, HostGenerators, preserved
+from sff_fast.tracing.state import LOCK, HostGenerators, preserved
 
 FALSE_ALARM = 1e-6
 KS_LIMIT = 200_000

@@ -14,10 +14,10 @@ from sff_fast.boxes import Box, Unrepresentable, coalesce, nested, paint, positi
 from sff_fast.distributions import Constant, Distribution, Materialized
 from sff_fast.errors import PlanError
 from sff_fast.plan import ParameterPlan, Segment, digest, uninitialised_message, unused_name
-from sff_fast.trace.draws import DrawProgram
-from sff_fast.trace.memory import Piece, uniform_piece
-from sff_fast.trace.tracer import Tracer
-from sff_fast.trace.values import Const, Data, Random, Taint
+from sff_fast.tracing.draws import DrawProgram
+from sff_fast.tracing.memory import Piece, uniform_piece
+from sff_fast.tracing.tracer import Tracer
+from sff_fast.tracing.values import Const, Data, Random, Taint
 
 
 @dataclass

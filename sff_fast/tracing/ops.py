@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from sff_fast.boxes import Box, Unrepresentable
-from sff_fast.trace.memory import Piece, uniform_piece
-from sff_fast.trace.values import CLEAN, Const, Data, Law, Operation, Random, Uninitialised, Value
+from sff_fast.tracing.memory import Piece, uniform_piece
+from sff_fast.tracing.values import CLEAN, Const, Data, Law, Operation, Random, Uninitialised, Value
 
 Handler = Callable[[Any, Any, tuple, dict], Any]
 HANDLERS: dict[str, Handler] = {}

@@ -12,7 +12,7 @@ import torch
 
 from sff_fast.distributions import Materialized
 from sff_fast.plan import draw_recipe
-from sff_fast.trace.values import Law
+from sff_fast.tracing.values import Law
 
 CACHE_BYTES = 16 << 20
 

@@ -14,8 +14,8 @@ from torch import nn
 from sff_fast.distributions import Constant, Materialized, Normal, TruncNormal, Uniform
 from sff_fast.errors import ArgumentError, PlanError
 from sff_fast.plan import InitPlan, ParameterPlan, Segment, digest
-from sff_fast.trace import trace
-from sff_fast.verify import describe, verify
+from sff_fast.tracing import trace
+from sff_fast.verification import describe, verify
 
 
 class Model(nn.Module):

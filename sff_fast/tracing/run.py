@@ -17,13 +17,13 @@ from sff_fast.boxes import Box, positions
 from sff_fast.distributions import Constant, Materialized
 from sff_fast.errors import PlanError
 from sff_fast.plan import DrawRecord, InitPlan, ParameterPlan, Segment, base_versions
-from sff_fast.trace.build import Built, Draft, build, compare, concrete, decide, read_model
-from sff_fast.trace.draws import Draw, derived_seed
-from sff_fast.trace.memory import Piece
-from sff_fast.trace.patches import patched
-from sff_fast.trace.state import LOCK, HostGenerators, preserved
-from sff_fast.trace.tracer import Tracer
-from sff_fast.trace.values import Data
+from sff_fast.tracing.build import Built, Draft, build, compare, concrete, decide, read_model
+from sff_fast.tracing.draws import Draw, derived_seed
+from sff_fast.tracing.memory import Piece
+from sff_fast.tracing.patches import patched
+from sff_fast.tracing.state import LOCK, HostGenerators, preserved
+from sff_fast.tracing.tracer import Tracer
+from sff_fast.tracing.values import Data
 
 Factory = Callable[[], nn.Module]
 
@@ -37,7 +37,7 @@ class Run:
     Args:
         factory: The constructor.
         seed: Seed of everything that is drawn for real.
-        source: See :class:`sff_fast.trace.draws.DrawProgram`.
+        source: See :class:`sff_fast.tracing.draws.DrawProgram`.
     """
 
     def __init__(
