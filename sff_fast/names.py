@@ -6,8 +6,6 @@ by element (DeepSpeed ZeRO-3, FSDP1 with flat parameters) is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
@@ -51,20 +49,24 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _walk(module: nn.Module, prefix: str, visited: set[int]) -> Iterator[tuple[str, nn.Parameter]]:
+def _walk(module: nn.Module, prefix: str, visited: set[int], found: list[tuple[str, nn.Parameter]]) -> None:
+    """Append every name and parameter; a parameter of several names appears under each."""
     if id(module) in visited:
         return
     visited.add(id(module))
+    found += [(prefix + name, parameter) for name, parameter in module._parameters.items() if parameter is not None]
+    if not module._modules:
+        return
     path = _wrapped_path(module)
     inner = _follow(module, path) if path else None
-    for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-        yield prefix + name, parameter
-    for name, child in module.named_children():
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        # a wrapper's own attributes are no part of the name: the wrapped module takes the wrapper's place
         if inner is not None and name == path[0]:
-            # the wrapper's own attributes are no part of the name; the wrapped module takes the wrapper's place
-            yield from _walk(inner, prefix, visited)
+            _walk(inner, prefix, visited, found)
         else:
-            yield from _walk(child, f"{prefix}{name}.", visited)
+            _walk(child, f"{prefix}{name}.", visited, found)
 
 
 def named_parameters(model: nn.Module, prefix: str = "") -> dict[str, nn.Parameter]:
@@ -84,7 +86,9 @@ def named_parameters(model: nn.Module, prefix: str = "") -> dict[str, nn.Paramet
     """
     found: dict[str, nn.Parameter] = {}
     first: dict[int, str] = {}
-    for name, parameter in _walk(model, "", set()):
+    pairs: list[tuple[str, nn.Parameter]] = []
+    _walk(model, "", set(), pairs)
+    for name, parameter in pairs:
         _refuse_flat(name, parameter)
         if prefix.startswith("-"):
             if not name.startswith(prefix[1:]):

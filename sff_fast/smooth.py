@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -63,7 +63,7 @@ class SmoothReport:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict; ``seconds`` and ``threads`` are the only fields that differ between equal calls."""
-        return asdict(self)
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
 
 
 def smooth_(

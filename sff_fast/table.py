@@ -55,9 +55,12 @@ TASK_DTYPE = np.dtype(
 _NARROWEST_UNIFORM = 2.0**-100
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class BoxTask:
-    """One box of one parameter. See ``sff::Task`` in ``csrc/core/task.h`` for the meaning of every number."""
+    """One box of one parameter, constant once made.
+
+    See ``sff::Task`` in ``csrc/core/task.h`` for the meaning of every number.
+    """
 
     tensor: torch.Tensor
     distribution: int
@@ -198,19 +201,23 @@ def _draw_form(segment: Segment) -> tuple[tuple[int, ...], int]:
 def _boxes(parameter: ParameterPlan, tensor: torch.Tensor) -> Iterator[tuple[int, tuple[int, ...], tuple, tuple]]:
     """Segment number, size, three lists of strides and three offsets (memory, draw, logical) of every disjoint box."""
     shape, whole = parameter.shape, Box(parameter.shape, row_major(parameter.shape), 0)
+    contiguous = tensor.is_contiguous()
     for i, box in _resolve(parameter):
         segment = parameter.segments[i]
         draw_strides, draw_offset = _draw_form(segment)
         if box.numel == parameter.numel and len(box.size) <= 1 and draw_strides in ((), (0,), (1,)):
             step = draw_strides[0] if draw_strides else 1
-            strides = (tensor.stride(), tuple(s * step for s in whole.strides), whole.strides)
-            yield i, shape, strides, (0, draw_offset, 0)
+            if contiguous:
+                yield i, (parameter.numel,), ((1,), (step,), (1,)), (0, draw_offset, 0)
+            else:
+                strides = (tensor.stride(), tuple(s * step for s in whole.strides), whole.strides)
+                yield i, shape, strides, (0, draw_offset, 0)
             continue
-        parts = [box] if tensor.is_contiguous() else list(_inside(box, whole))
+        parts = [box] if contiguous else list(_inside(box, whole))
         for part in parts:
             start, steps = embed(part, segment.box)
             draw, draw_at = through(start, steps, draw_strides, draw_offset)
-            if tensor.is_contiguous():
+            if contiguous:
                 memory, memory_at = part.strides, part.offset
             else:
                 start, steps = embed(part, whole)
@@ -220,6 +227,9 @@ def _boxes(parameter: ParameterPlan, tensor: torch.Tensor) -> Iterator[tuple[int
 
 def _ranked(size: tuple[int, ...], forms: tuple, offsets: tuple) -> Iterator[tuple[tuple[int, ...], tuple, tuple]]:
     """The box with as few dimensions as possible, cut along the outermost ones where the kernels cannot take them all."""
+    if len(size) == 1:
+        yield size, forms, offsets
+        return
     size, *strides = coalesce(size, *forms) if 0 not in size else ((0,), *((1,),) * 3)
     if len(size) <= MAX_RANK:
         yield size, tuple(strides), offsets

@@ -56,6 +56,7 @@ def make_metrics(runs: list[dict] | None = None, **changes) -> dict:
             "scaler": {"mean": [7]},
         },
         "zero_shot": {"val_mse": 0.45, "test_mse": 0.4, "test_mae": 0.41},
+        "settings": {"lr": 3e-5, "max_steps": None, "runs": [{"strategy": "sff", "alpha": 0.7}, {"strategy": "ff"}]},
         "runs": runs,
         "summary": {},
         "comparisons": [],
@@ -386,7 +387,9 @@ def test_provenance_repeats_the_command_and_names_versions(parsed):
     assert "sff-fast compare --data 'my weather.csv'" in parsed.words
     for fact in ("plan hash abc123", "random stream version 1", "seeds 0, 1", f"torch {torch.__version__}"):
         assert fact in parsed.words
+    assert "setting: lr 3e-05 setting: runs sff 0.7, ff " in parsed.words
     assert "scaler" not in parsed.words
+    assert "max steps" not in parsed.words
 
 
 def test_a_report_without_runs_shows_the_zero_shot_model_alone(tmp_path):
@@ -446,6 +449,14 @@ def test_sampled_windows_are_in_the_units_of_the_data(channel_independent):
         assert window.predictions["zero-shot"] == expected
         assert window.step == "1 h"
     assert len({window.start for window in sampled}) == 4
+
+
+def test_the_windows_that_are_shown_do_not_fall_into_the_pattern_of_the_columns():
+    columns = [f"{place}_{quantity}" for place in "abc" for quantity in ("temp", "dew", "humid", "wind", "hpa", "vis")]
+    table = Table(np.random.default_rng(0).normal(size=(400, 18)), columns)
+    sampled = windows.sample_windows(ForecastData(table, "0.6,0.2,0.2", 24, 8), {"zero-shot": LastValue()}, count=6)
+    assert len({window.channel.split("_")[1] for window in sampled}) == 6
+    assert len({window.channel.split("_")[0] for window in sampled}) == 3
 
 
 def test_no_more_windows_are_shown_than_there_are():

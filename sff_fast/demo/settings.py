@@ -31,7 +31,7 @@ BATCH_SIZE = 32
 EPOCHS = 3
 
 #: The same for all strategies; halved every epoch as in the SFF paper. Its 3e-5 is for a model a hundred times larger.
-LR = 3e-4
+LR = 1e-4
 SCHEDULE = "halving"
 
 #: The SFF paper's share of the pre-trained weights.

@@ -83,7 +83,8 @@ def write(
         page.Section(
             "learning",
             "Learning curves",
-            "One line a run. The ring marks the epoch that was kept: the one with the lowest validation MSE.",
+            "One line a run. The ring marks the epoch that was kept. Epoch 0 is the model before training, for SFF "
+            "already smoothed; it is no candidate unless the run asked for it (--keep-initial).",
             learning,
         ),
         page.Section(
@@ -96,7 +97,7 @@ def write(
             "forecasts",
             "Forecasts on the test part",
             "In the data's own units. The tuned model shown is the one that validation chose; "
-            "the windows are evenly spaced over the test part.",
+            "the windows are evenly spaced over time and channels.",
             shown,
         ),
     ]

@@ -54,10 +54,11 @@ def facts(metrics: Mapping[str, Any], **more: Any) -> list[tuple[str, str]]:
         pairs.append(("seeds", ", ".join(map(str, seeds))))
     pairs += [(name.replace("_", " "), _text(value)) for name, value in more.items() if value is not None]
     pairs += [(f"data: {name}", value) for name, value in _flat(_without_bulk(metrics["data"]))]
+    pairs += [(f"setting: {name}", value) for name, value in _flat(metrics.get("settings", {}))]
     pairs.append(("sff_fast", str(metrics["sff_fast"])))
     pairs += list(package_versions().items())
     pairs.append(("platform", f"{platform.system()} {platform.machine()}"))
-    return pairs
+    return [(name, value) for name, value in pairs if value]
 
 
 def _without_bulk(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,6 +67,8 @@ def _without_bulk(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if value is None:
+        return
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(inner, f"{prefix} {key}".strip().replace("_", " "))
@@ -78,4 +81,6 @@ def _text(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value))
+    if isinstance(value, Mapping):
+        return " ".join(_text(inner) for inner in value.values() if inner is not None)
     return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -49,11 +50,11 @@ def sample_windows(data: ForecastData, adapters: Mapping[str, Adapter], count: i
     """
     table, test = data.table, data.test
     count = min(count, test.n_starts * len(table.columns))
+    step = _channel_step(len(table.columns), count)
     chosen = []
     for number in range(count):
         start = (2 * number + 1) * test.n_starts // (2 * count)
-        channel = number * len(table.columns) // count if len(table.columns) >= count else number % len(table.columns)
-        chosen.append((start, channel))
+        chosen.append((start, number * step % len(table.columns)))
     forecasts = {name: _forecast(adapter, data, chosen) for name, adapter in adapters.items()}
     windows = []
     for number, (start, channel) in enumerate(chosen):
@@ -72,6 +73,18 @@ def sample_windows(data: ForecastData, adapters: Mapping[str, Adapter], count: i
             )
         )
     return windows
+
+
+def _channel_step(channels: int, count: int) -> int:
+    """From one shown channel to the next: about evenly spaced, and no channel twice before all were shown.
+
+    Tables often repeat a pattern (the same quantities at several places); a step without a common divisor with the
+    number of channels does not fall into it.
+    """
+    step = max(1, round(channels / count))
+    while math.gcd(step, channels) > 1:
+        step += 1
+    return step
 
 
 def step_text(frequency: str | None) -> str:
