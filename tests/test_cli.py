@@ -138,7 +138,8 @@ def test_the_demo_runs_all_strategies_and_shows_what_it_measured(tmp_path, capsy
     monkeypatch.setattr(settings, "STRIDE", 400)
     monkeypatch.setattr(settings, "EPOCHS", 1)
     out = tmp_path / "demo"
-    assert run("demo", "--out", out, "--threads", "1") == 0
+    assert run("demo", "--out", out) == 0
+    assert torch.get_num_threads() == 1
     metrics = json.loads((out / "metrics.json").read_text())
     assert [run["strategy"] for run in metrics["runs"]] == ["tfs", "ff", "sff"]
     assert {run["seed"] for run in metrics["runs"]} == {settings.SEED}

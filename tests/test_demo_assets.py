@@ -472,10 +472,7 @@ def test_the_record_of_the_training_is_complete(record, pretrain):
     assert set(record["versions"]) == {"python", "torch", "numpy", "sff_fast"}
     assert [step for step, _ in record["losses"]] == list(range(100, training["steps"] + 1, 100))
     # The curve goes down, and the held-out shards were learned as well as the ones that were trained on.
-    assert record["validation"][-1][1] < 0.8 * record["validation"][0][1]
-    judged = record["weather"][0]
-    assert judged["context_length"] == settings.CONTEXT_LENGTH
-    assert judged["prediction_length"] == settings.PREDICTION_LENGTH
+    assert record["validation"][-1][1] < 0.7 * record["validation"][0][1]
 
 
 def weather_windows(every):
@@ -496,7 +493,7 @@ def test_the_zero_shot_forecast_of_real_weather_beats_every_naive_one(adapter, p
 
     ours = error(adapter.forecast(batch.context, horizon).mean)
     naive = {name: error(forecast) for name, forecast in pretrain.baselines(batch.context, horizon).items()}
-    # Measured over all windows it has little more than half of the error of the first two; see docs/demo-model.md.
+    # Over all windows its error is 0.58 and 0.54 of the first two's; see docs/demo-model.md.
     assert ours < 0.65 * naive["last value"]
     assert ours < 0.65 * naive["same hour of the day before"]
     assert ours < naive["mean of the context"]
@@ -517,11 +514,18 @@ def test_the_zero_shot_forecast_is_the_work_of_pre_training(adapter):
 def test_the_demo_settings_fit_model_and_data(adapter):
     adapter.check_lengths(settings.CONTEXT_LENGTH, settings.PREDICTION_LENGTH)
     data = ForecastData(
-        weather(), settings.SPLIT, settings.CONTEXT_LENGTH, settings.PREDICTION_LENGTH,
-        train_fraction=settings.TRAIN_FRACTION,
-    )  # fmt: skip
-    assert len(data.train) // settings.BATCH_SIZE > 100
-    assert set(settings.STRATEGIES) == {"zero-shot", "tfs", "ff", "sff"}
+        weather(), settings.SPLIT, settings.CONTEXT_LENGTH, settings.PREDICTION_LENGTH, settings.STRIDE
+    )
+    # What the time of the demo was reckoned with.
+    assert [len(part) for part in (data.train, data.val, data.test)] == [16_038, 2_340, 4_968]
+    assert settings.STRATEGIES == ("zero-shot", "tfs", "ff", "sff")
+    assert settings.CONTEXT_LENGTH in settings.JUDGED_CONTEXT_LENGTHS
+
+
+def test_the_context_length_of_the_demo_was_chosen_on_the_validation_part(record):
+    errors = {judged["context_length"]: judged["val"]["errors"]["zero-shot"]["mse"] for judged in record["weather"]}
+    assert tuple(errors) == settings.JUDGED_CONTEXT_LENGTHS
+    assert min(errors, key=errors.get) == settings.CONTEXT_LENGTH
 
 
 def test_a_few_values_of_the_corpus_are_as_recorded():

@@ -101,9 +101,10 @@ out_options = _group(
     click.option("--overwrite", is_flag=True, help="Replace the finished run in --out."),
 )
 
+device_option = click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:N.")
 machine_options = _group(
     click.option("--threads", type=Integer(1, 4096), metavar="N", show_default="torch's choice", help="CPU threads."),
-    click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:N."),
+    device_option,
 )
 
 quiet_option = click.option("--quiet", is_flag=True, help="No progress; results and errors only.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from sff_fast.cli.options import json_option, machine_options, one_of, out_options, quiet_option, seeds_options
+from sff_fast.cli.options import device_option, json_option, one_of, out_options, quiet_option, seeds_options
 from sff_fast.cli.progress import make_progress
+from sff_fast.cli.types import Integer
 
 
 @click.command(short_help="All of it on built-in data, in minutes.")
@@ -17,7 +18,14 @@ from sff_fast.cli.progress import make_progress
     help="Folder for the models, the metrics, the pictures and the report.",
 )
 @out_options
-@machine_options
+@click.option(
+    "--threads",
+    type=Integer(1, 4096),
+    metavar="N",
+    default=1,
+    help="CPU threads; the model is too small to gain from several, which a busy machine makes very slow.",
+)
+@device_option
 @json_option
 @quiet_option
 @click.pass_obj
@@ -28,7 +36,7 @@ def demo(
     out: str,
     resume: bool,
     overwrite: bool,
-    threads: int | None,
+    threads: int,
     device: str,
     as_json: bool,
     quiet: bool,
