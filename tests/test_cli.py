@@ -188,11 +188,11 @@ def test_forecast_writes_csv_that_goes_on_where_the_table_ends(tmp_path, data, c
 
 
 def test_forecast_standardises_with_the_train_part_of_a_split_where_asked(data, capsys, monkeypatch):
-    from sff_fast import finetune
+    from sff_fast import training
 
     seen = []
-    library = finetune.forecast
-    monkeypatch.setattr(finetune, "forecast", lambda *a, **k: seen.append(k["scaler"]) or library(*a, **k))
+    library = training.forecast
+    monkeypatch.setattr(training, "forecast", lambda *a, **k: seen.append(k["scaler"]) or library(*a, **k))
     command = ("forecast", *MODEL, "--data", data, *LENGTHS, "--threads", "1")
     assert run(*command) == 0
     assert run(*command, "--split", "0.5,0.25,0.25") == 0
@@ -271,11 +271,11 @@ print(*(name for name in ("torch", "numpy", "matplotlib", "pandas") if name in s
 
 def test_options_list_what_the_library_has():
     from sff_fast.data.gaps import FILLS
-    from sff_fast.finetune import STRATEGIES
-    from sff_fast.finetune.config import PRECISIONS
-    from sff_fast.finetune.schedules import SCHEDULES
     from sff_fast.optim import check_optimizer_name
     from sff_fast.report import theme
+    from sff_fast.training import STRATEGIES
+    from sff_fast.training.config import PRECISIONS
+    from sff_fast.training.schedules import SCHEDULES
 
     assert tuple(STRATEGIES) == cli_options.STRATEGIES
     assert tuple(PRECISIONS) == cli_options.PRECISIONS

@@ -394,9 +394,7 @@ def test_a_training_that_was_cut_off_and_resumed_equals_an_uninterrupted_one(sma
 def test_a_checkpoint_of_another_training_is_refused(small, tmp_path):
     small.train(small.Training(steps=2, batch_size=4), tmp_path / "state.pt", report_every=1, checkpoint_seconds=0)
     with pytest.raises(SystemExit, match="belongs to another training"):
-        small.train(
-            small.Training(steps=2, batch_size=4, seed=1), tmp_path / "state.pt", report_every=1, checkpoint_seconds=0
-        )
+        small.train(small.Training(steps=2, batch_size=4, seed=1), tmp_path / "state.pt", report_every=1, checkpoint_seconds=0)
 
 
 def test_every_patch_is_trained_to_predict_the_next_one(small):
@@ -477,9 +475,7 @@ def test_the_record_of_the_training_is_complete(record, pretrain):
 
 def weather_windows(every):
     """Windows of the demo's test part, one in ``every``, standardised."""
-    data = ForecastData(
-        weather(), settings.SPLIT, settings.CONTEXT_LENGTH, settings.PREDICTION_LENGTH, stride=every
-    )
+    data = ForecastData(weather(), settings.SPLIT, settings.CONTEXT_LENGTH, settings.PREDICTION_LENGTH, stride=every)
     return data.test.batch(torch.arange(len(data.test)))
 
 
@@ -513,9 +509,7 @@ def test_the_zero_shot_forecast_is_the_work_of_pre_training(adapter):
 
 def test_the_demo_settings_fit_model_and_data(adapter):
     adapter.check_lengths(settings.CONTEXT_LENGTH, settings.PREDICTION_LENGTH)
-    data = ForecastData(
-        weather(), settings.SPLIT, settings.CONTEXT_LENGTH, settings.PREDICTION_LENGTH, settings.STRIDE
-    )
+    data = ForecastData(weather(), settings.SPLIT, settings.CONTEXT_LENGTH, settings.PREDICTION_LENGTH, settings.STRIDE)
     # What the time of the demo was reckoned with.
     assert [len(part) for part in (data.train, data.val, data.test)] == [16_038, 2_340, 4_968]
     assert settings.STRATEGIES == ("zero-shot", "tfs", "ff", "sff")

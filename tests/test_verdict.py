@@ -7,9 +7,9 @@ import math
 import pytest
 from scipy import stats
 
-from sff_fast.finetune import choose, verdict
-from sff_fast.finetune.result import build_metrics, label_runs
-from sff_fast.finetune.statistics import mean_and_std, paired_interval, student_quantile
+from sff_fast.training import choose, verdict
+from sff_fast.training.result import build_metrics, label_runs
+from sff_fast.training.statistics import mean_and_std, paired_interval, student_quantile
 
 ZERO = {"val_mse": 0.5, "test_mse": 0.4, "test_mae": 0.3}
 

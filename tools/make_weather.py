@@ -192,9 +192,7 @@ def report_table(reports: list[ColumnReport]) -> str:
     ]
     for r in reports:
         total = r.absent_hours + r.absent_values + r.rejected
-        lines.append(
-            f"| {r.column} | {r.absent_hours} | {r.absent_values} | {r.rejected} | {total} | {r.longest_gap} |"
-        )
+        lines.append(f"| {r.column} | {r.absent_hours} | {r.absent_values} | {r.rejected} | {total} | {r.longest_gap} |")
     return "\n".join(lines)
 
 

@@ -36,9 +36,9 @@ from sff_fast.adapters.timer import TimerAdapter  # noqa: E402
 from sff_fast.data import ForecastData  # noqa: E402
 from sff_fast.demo import corpus, model_path, settings, weather  # noqa: E402
 from sff_fast.errors import require  # noqa: E402
-from sff_fast.finetune.evaluate import evaluate  # noqa: E402
 from sff_fast.metrics import ForecastMetrics  # noqa: E402
 from sff_fast.models.timer import NORMALISATION_EPS, Timer, TimerConfig  # noqa: E402
+from sff_fast.training.evaluate import evaluate  # noqa: E402
 
 CONFIG = TimerConfig(
     patch_len=96, d_model=128, d_ff=192, e_layers=4, n_heads=4, dropout=0.05, factor=3, activation="gelu", max_patches=9
@@ -163,9 +163,7 @@ def train(training: Training, state_path: Path, report_every: int, checkpoint_se
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     shards = Shards(training.seed)
-    held_out = [
-        corpus.shard(training.seed, FIRST_VALIDATION_SHARD + k, N_SERIES, LENGTH) for k in range(N_VALIDATION_SHARDS)
-    ]
+    held_out = [corpus.shard(training.seed, FIRST_VALIDATION_SHARD + k, N_SERIES, LENGTH) for k in range(N_VALIDATION_SHARDS)]
     saved = began = time.monotonic()
     cpu_began, recent = time.process_time(), []
     before, cpu_before = state["seconds"], state["cpu_seconds"]

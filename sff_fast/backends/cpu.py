@@ -16,7 +16,7 @@ try:
     _why_absent = ""
 except ImportError as error:
     _cpu = None
-    _why_absent = f"not compiled ({error}): `pip install --force-reinstall .` with a C++ compiler at hand, without SFF_FAST_BUILD=0"
+    _why_absent = f"not compiled ({error}): `pip install --force-reinstall .` with a C++ compiler at hand, not SFF_FAST_BUILD=0"
 
 ISAS = ("baseline", "avx2", "avx512")
 

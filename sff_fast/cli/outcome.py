@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from sff_fast.adapters import Adapter
     from sff_fast.data import ForecastData
-    from sff_fast.finetune import RunResult
+    from sff_fast.training import RunResult
 
 
 def finish(

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, plain lines elsewhere. Both implement ``sff_fast.finetune``'s Progress."""
+"""Progress for people: a bar on a terminal, plain lines elsewhere. Both implement ``sff_fast.training``'s Progress."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sff_fast.finetune.statistics import mean_and_std
-from sff_fast.finetune.verdict import choose
 from sff_fast.report import theme
+from sff_fast.training.statistics import mean_and_std
+from sff_fast.training.verdict import choose
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def compare(
     from sff_fast.cli import outcome
     from sff_fast.cli.sources import model_maker, open_data, use_threads
     from sff_fast.files import check_output_directory
-    from sff_fast.finetune import compare as library
+    from sff_fast.training import compare as library
 
     if out is not None:
         report.check_packages()

@@ -53,7 +53,7 @@ def demo(
     from sff_fast.data import ForecastData
     from sff_fast.demo import model_path, settings, weather
     from sff_fast.files import check_output_directory
-    from sff_fast.finetune import compare
+    from sff_fast.training import compare
 
     report.check_packages()
     check_output_directory(out, overwrite=overwrite, resume=resume)

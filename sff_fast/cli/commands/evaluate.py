@@ -34,7 +34,7 @@ def evaluate(
     """Measure a model's forecasts, over all windows of a part."""
     from sff_fast.cli.sources import open_data, open_model, use_threads
     from sff_fast.cli.tables import print_errors
-    from sff_fast.finetune import evaluate as library
+    from sff_fast.training import evaluate as library
 
     use_threads(threads)
     adapter = open_model(family, checkpoint, tiny)

@@ -61,7 +61,7 @@ def finetune(
     from sff_fast.cli import outcome
     from sff_fast.cli.sources import model_maker, open_data, use_threads
     from sff_fast.files import check_output_directory, read_json
-    from sff_fast.finetune import finetune as library
+    from sff_fast.training import finetune as library
 
     report.check_packages()
     check_output_directory(out, overwrite=overwrite, resume=resume)

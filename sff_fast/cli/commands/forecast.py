@@ -12,7 +12,7 @@ import click
 from sff_fast.cli.options import COUNT, gap_options, machine_options, model_options, seed_option
 
 if TYPE_CHECKING:
-    from sff_fast.finetune import TableForecast
+    from sff_fast.training import TableForecast
 
 
 @click.command(short_help="Forecast what follows a table, as CSV.")
@@ -50,7 +50,7 @@ def forecast(
     from sff_fast.data import Scaler, read_table, split_borders
     from sff_fast.errors import OutputError
     from sff_fast.files import atomic_write
-    from sff_fast.finetune import forecast as library
+    from sff_fast.training import forecast as library
 
     if out is not None and Path(out).exists() and not overwrite:
         raise OutputError(f"--out {out!r} exists: give another file, or --overwrite to replace it")

@@ -10,25 +10,25 @@ import json
 import math
 import random
 
-import finetune_fakes
 import numpy as np
 import pytest
 import torch
-from finetune_fakes import CONTEXT, HORIZON, FakeAdapter, make_data, make_table, newest_state, read_log
+import training_fakes
 from safetensors.torch import load_file
+from training_fakes import CONTEXT, HORIZON, FakeAdapter, make_data, make_table, newest_state, read_log
 
 from sff_fast.data import ForecastData, Scaler, Table
 from sff_fast.errors import ArgumentError, CheckpointError, DataError, OutputError
-from sff_fast.finetune import evaluate, finetune, forecast
-from sff_fast.finetune.identity import differences
-from sff_fast.finetune.log import finite
-from sff_fast.finetune.weights import load_weights
+from sff_fast.training import evaluate, finetune, forecast
+from sff_fast.training.identity import differences
+from sff_fast.training.log import finite
+from sff_fast.training.weights import load_weights
 
-loop = importlib.import_module("sff_fast.finetune.loop")
-run_module = importlib.import_module("sff_fast.finetune.run")
+loop = importlib.import_module("sff_fast.training.loop")
+run_module = importlib.import_module("sff_fast.training.run")
 
 
-quick = finetune_fakes.quick
+quick = training_fakes.quick
 pytestmark = pytest.mark.usefixtures("quick")
 
 
@@ -203,7 +203,7 @@ def test_strategies_that_change_the_weights_call_the_kernel_with_alpha_and_seed(
             model.head.bias.fill_(3.0)
         return Report()
 
-    module = importlib.import_module("sff_fast.finetune.strategies")
+    module = importlib.import_module("sff_fast.training.strategies")
     monkeypatch.setattr(module, {"tfs": "fill_", "sff": "smooth_"}[strategy], kernel)
     adapter = FakeAdapter.tiny()
     untouched = evaluate(adapter, data, "val")["mse"]
@@ -216,7 +216,7 @@ def test_strategies_that_change_the_weights_call_the_kernel_with_alpha_and_seed(
 
 
 def test_what_preparing_draws_has_no_say_in_the_order_of_windows_and_dropout(data, monkeypatch):
-    module = importlib.import_module("sff_fast.finetune.strategies")
+    module = importlib.import_module("sff_fast.training.strategies")
     fill = module.fill_
     expected = finetune(FakeAdapter.tiny(), data, "tfs", epochs=1).test_mse
     monkeypatch.setattr(module, "fill_", lambda *args, **options: (torch.rand(5), fill(*args, **options))[1])

@@ -11,11 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import finetune_fakes
 import numpy as np
 import pytest
 import torch
-from finetune_fakes import (
+import training_fakes
+from training_fakes import (
     FakeAdapter,
     StopAt,
     assert_same_run,
@@ -28,16 +28,16 @@ from finetune_fakes import (
 
 from sff_fast.errors import CheckpointError, OutputError
 from sff_fast.files import sha256, write_json
-from sff_fast.finetune import evaluate, finetune
-from sff_fast.finetune.state import StateStore, join_tensors, split_tensors
+from sff_fast.training import evaluate, finetune
+from sff_fast.training.state import StateStore, join_tensors, split_tensors
 
-loop = importlib.import_module("sff_fast.finetune.loop")
-state_module = importlib.import_module("sff_fast.finetune.state")
+loop = importlib.import_module("sff_fast.training.loop")
+state_module = importlib.import_module("sff_fast.training.state")
 
 OPTIONS = {"epochs": 4, "batch_size": 25, "seed": 3, "patience": None}
 
 
-quick = finetune_fakes.quick
+quick = training_fakes.quick
 pytestmark = pytest.mark.usefixtures("quick")
 
 
@@ -206,7 +206,7 @@ def test_checkpoints_amid_an_epoch_are_made_when_asked_for(data, tmp_path):
             return super().save(content, tensors, copies)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sff_fast.finetune.run.StateStore", Watch)
+        patch.setattr("sff_fast.training.run.StateStore", Watch)
         finetune(FakeAdapter.tiny(), data, "ff", out=tmp_path / "run", checkpoint_every=2, **OPTIONS | {"epochs": 2})
     assert steps == [0, 2, 4, 5, 6, 8, 10, 10]
 
@@ -533,7 +533,7 @@ def test_optimizer_states_take_the_layout_of_their_parameters(data, tmp_path):
 
 def _killed_at(out: Path, step: int) -> int:
     """Run in a process of its own, send it SIGTERM after so many more steps, and return its exit code."""
-    code = "import sys, finetune_fakes as f; f.tune_tiny_timer(sys.argv[1], f.PrintSteps())"
+    code = "import sys, training_fakes as f; f.tune_tiny_timer(sys.argv[1], f.PrintSteps())"
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
     command = [sys.executable, "-W", "error", "-c", code, str(out)]

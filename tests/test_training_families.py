@@ -10,8 +10,8 @@ import torch
 
 from sff_fast.adapters import load, tiny
 from sff_fast.data import ForecastData, Table, read_table
-from sff_fast.finetune import compare, evaluate, finetune, forecast
 from sff_fast.smooth import smooth_, smoothing_of
+from sff_fast.training import compare, evaluate, finetune, forecast
 
 needs_ttm = pytest.mark.skipif(
     importlib.util.find_spec("tsfm_public") is None, reason="granite-tsfm is not installed: pip install 'sff_fast[ttm]'"

@@ -17,7 +17,7 @@ from torch import nn
 from sff_fast.adapters import Adapter, Forecast, Limits, tiny
 from sff_fast.data import ForecastData, Table
 from sff_fast.files import atomic_directory, save_safetensors
-from sff_fast.finetune import finetune
+from sff_fast.training import finetune
 
 CONTEXT, HORIZON = 16, 4
 VOLATILE = {"seconds", "throughput", "peak_bytes"}

@@ -9,22 +9,22 @@ import os
 import signal
 import weakref
 
-import finetune_fakes
 import pytest
 import torch
-from finetune_fakes import FakeAdapter, StopAt, make_data, read_log, steady
+import training_fakes
 from safetensors.torch import load_file
+from training_fakes import FakeAdapter, StopAt, make_data, read_log, steady
 
 from sff_fast.errors import ArgumentError, CheckpointError, OutputError
 from sff_fast.files import sha256
-from sff_fast.finetune import compare, evaluate, finetune
+from sff_fast.training import compare, evaluate, finetune
 
-compare_module = importlib.import_module("sff_fast.finetune.compare")
+compare_module = importlib.import_module("sff_fast.training.compare")
 
 OPTIONS = {"epochs": 2, "batch_size": 32}
 
 
-quick = finetune_fakes.quick
+quick = training_fakes.quick
 pytestmark = pytest.mark.usefixtures("quick")
 
 
