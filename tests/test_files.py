@@ -10,6 +10,8 @@ import resource
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -250,20 +252,32 @@ def test_a_read_only_file_system_is_one_line(tmp_path: Path, monkeypatch) -> Non
         pass
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere, so permissions cannot be tested as root")
-def test_a_read_only_folder_and_file_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"old")
-    (tmp_path / "a").chmod(0o444)
-    with pytest.raises(OutputError, match="the file is read-only"), files.atomic_write(tmp_path / "a"):
+@pytest.fixture
+def ordinary_folder() -> Iterator[Path]:
+    """A folder whose owner is bound by permissions: root, who is not, becomes nobody for as long as the test runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = os.geteuid() == 0
+        if root:
+            os.chown(folder, 65534, 65534)
+            os.setresuid(65534, 65534, 0)
+        try:
+            yield Path(folder)
+        finally:
+            os.chmod(folder, 0o755)
+            if root:
+                os.setresuid(0, 0, 0)
+
+
+def test_a_read_only_folder_and_file_are_refused(ordinary_folder: Path) -> None:
+    (ordinary_folder / "a").write_bytes(b"old")
+    (ordinary_folder / "a").chmod(0o444)
+    with pytest.raises(OutputError, match="the file is read-only"), files.atomic_write(ordinary_folder / "a"):
         pass
-    tmp_path.chmod(0o555)
-    try:
-        with pytest.raises(OutputError, match="permission denied"), files.atomic_write(tmp_path / "b"):
-            pass
-        with pytest.raises(OutputError, match="no permission to write"):
-            files.check_output_directory(tmp_path / "out")
-    finally:
-        tmp_path.chmod(0o755)
+    ordinary_folder.chmod(0o555)
+    with pytest.raises(OutputError, match="permission denied"), files.atomic_write(ordinary_folder / "b"):
+        pass
+    with pytest.raises(OutputError, match="no permission to write"):
+        files.check_output_directory(ordinary_folder / "out")
 
 
 # --- atomic_directory -------------------------------------------------------------------------------------------------

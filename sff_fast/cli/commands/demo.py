@@ -22,8 +22,7 @@ from sff_fast.cli.types import Integer
     "--threads",
     type=Integer(1, 4096),
     metavar="N",
-    default=1,
-    help="CPU threads; the model is too small to gain from several, which a busy machine makes very slow.",
+    help="CPU threads, default 1: the model is too small to gain from several, which a busy machine makes very slow.",
 )
 @device_option
 @json_option
@@ -36,7 +35,7 @@ def demo(
     out: str,
     resume: bool,
     overwrite: bool,
-    threads: int,
+    threads: int | None,
     device: str,
     as_json: bool,
     quiet: bool,
@@ -57,7 +56,7 @@ def demo(
 
     report.check_packages()
     check_output_directory(out, overwrite=overwrite, resume=resume)
-    use_threads(threads)
+    use_threads(settings.THREADS if threads is None else threads)
     make_adapter = model_maker("timer", str(model_path()), tiny=False)
     windows = ForecastData(
         weather(),
