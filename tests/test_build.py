@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,7 +14,10 @@ import pytest
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 
+# An editable install of the package would answer for what the wheel lacks: its finder goes first.
 USE = """
+import sys
+sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
 import sff_fast, torch
 print(sff_fast.__file__)
 print(sff_fast.available_backends()["cpu"])
@@ -22,13 +26,20 @@ print(list(sff_fast.smooth_(model, lambda: torch.nn.Linear(3, 2)).backends.value
 """
 
 
-def _wheel(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source tree as a fresh clone has it: no build folder, no compiled module."""
+    ignore = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "runs", "*.so", "*.egg-info", "__pycache__", ".*_cache")
+    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "sff_fast", ignore=ignore))
+
+
+def _wheel(source: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
         "pip",
         "wheel",
-        str(ROOT),
+        str(source),
         "--no-build-isolation",
         "--no-deps",
         "--no-cache-dir",
@@ -37,6 +48,7 @@ def _wheel(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]
     ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     clean = {k: v for k, v in os.environ.items() if k not in ("SFF_FAST_BUILD", "CXX")}
+    shutil.rmtree(source / "build", ignore_errors=True)
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**clean, "PATH": path, **environment})
 
 
@@ -47,8 +59,8 @@ def _use(wheel: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, check=False, env=environment, cwd=folder)
 
 
-def test_a_wheel_compiles_the_native_module_and_carries_the_demo(tmp_path):
-    built = _wheel(tmp_path / "wheels")
+def test_a_wheel_compiles_the_native_module_and_carries_the_demo(source, tmp_path):
+    built = _wheel(source, tmp_path / "wheels")
     assert built.returncode == 0, built.stderr
     (wheel,) = (tmp_path / "wheels").glob("sff_fast-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
@@ -64,8 +76,8 @@ def test_a_wheel_compiles_the_native_module_and_carries_the_demo(tmp_path):
     assert ran == "cpu"
 
 
-def test_without_a_build_the_wheel_is_pure_python_and_works(tmp_path):
-    built = _wheel(tmp_path / "wheels", SFF_FAST_BUILD="0", CXX="/no/such/compiler")
+def test_without_a_build_the_wheel_is_pure_python_and_works(source, tmp_path):
+    built = _wheel(source, tmp_path / "wheels", SFF_FAST_BUILD="0", CXX="/no/such/compiler")
     assert built.returncode == 0, built.stderr
     (wheel,) = (tmp_path / "wheels").glob("sff_fast-*-none-any.whl")
     assert not any(name.endswith(".so") for name in zipfile.ZipFile(wheel).namelist())
@@ -84,7 +96,7 @@ def test_without_a_build_the_wheel_is_pure_python_and_works(tmp_path):
         ({"SFF_FAST_BUILD": "yes"}, "SFF_FAST_BUILD must be 0 or 1, got 'yes'"),
     ],
 )
-def test_a_build_that_cannot_work_fails_loudly_with_what_to_do(tmp_path, environment, message):
-    built = _wheel(tmp_path, **environment)
+def test_a_build_that_cannot_work_fails_loudly_with_what_to_do(source, tmp_path, environment, message):
+    built = _wheel(source, tmp_path, **environment)
     assert built.returncode != 0
     assert message in " ".join((built.stdout + built.stderr).split())
