@@ -27,6 +27,8 @@ from sff_fast.tracing import trace
 
 ROUNDINGS = ("nearest", "stochastic")
 _RECORD = "_sff_fast_smoothing"
+VOLATILE = ("seconds", "threads")
+"""What differs between the reports of equal calls."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class SmoothReport:
     dtypes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict; ``seconds`` and ``threads`` are the only fields that differ between equal calls."""
+        """A JSON-able dict; only the fields of :data:`VOLATILE` differ between equal calls."""
         return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
 
 
@@ -172,6 +174,11 @@ def fill_(
 def smoothing_of(model: nn.Module) -> list[dict[str, Any]]:
     """What :func:`smooth_` did to a model so far: one :meth:`SmoothReport.to_json` a call."""
     return list(getattr(unwrap(model), _RECORD, []))
+
+
+def remember_smoothing(model: nn.Module, records: list[dict[str, Any]]) -> None:
+    """Set what :func:`smoothing_of` says of a model: its weights were loaded from where these records were kept."""
+    _records(model)[:] = records
 
 
 def _records(model: nn.Module) -> list[dict[str, Any]]:

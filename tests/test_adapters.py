@@ -60,7 +60,7 @@ class LineAdapter(Adapter):
     def config(self):
         return {}
 
-    def save(self, directory, overwrite=False):
+    def _write(self, folder):
         pass
 
 

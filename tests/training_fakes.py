@@ -16,7 +16,7 @@ from torch import nn
 
 from sff_fast.adapters import Adapter, Forecast, Limits, tiny
 from sff_fast.data import ForecastData, Table
-from sff_fast.files import atomic_directory, save_safetensors
+from sff_fast.files import save_safetensors
 from sff_fast.training import finetune
 
 CONTEXT, HORIZON = 16, 4
@@ -102,9 +102,8 @@ class FakeAdapter(Adapter):
     def config(self) -> dict[str, Any]:
         return {"family": "fake", "width": 8}
 
-    def save(self, directory: Any, overwrite: bool = False) -> None:
-        with atomic_directory(directory, replace=overwrite) as folder:
-            save_safetensors(folder / "model.safetensors", self.model.state_dict())
+    def _write(self, folder: Path) -> None:
+        save_safetensors(folder / "model.safetensors", self.model.state_dict())
 
 
 def make_table(rows: int = 120, seed: int = 0) -> Table:

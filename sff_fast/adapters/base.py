@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sff_fast import files
+from sff_fast.adapters import provenance
 from sff_fast.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ class Adapter(ABC):
         """
         self.model = model
         self.source = source
+        provenance.restore(model, source)
         self._origin = origin
         self._plan: InitPlan | None = None
 
@@ -213,9 +216,11 @@ class Adapter(ABC):
     def config(self) -> dict[str, Any]:
         """What identifies the architecture, fit for JSON."""
 
-    @abstractmethod
     def save(self, directory: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the model in the family's published layout, so that it is complete or not there.
+
+        A model that was smoothed has the file ``sff_fast.json`` beside its weights, which says with what seed, alpha and
+        plan; loading it here makes smoothing it again an error, other packages do not look at it.
 
         Args:
             directory: The folder to make; the one above must exist.
@@ -224,6 +229,13 @@ class Adapter(ABC):
         Raises:
             OutputError: The folder exists already or cannot be written.
         """
+        with files.atomic_directory(directory, replace=overwrite) as folder:
+            self._write(folder)
+            provenance.record(self.model, folder)
+
+    @abstractmethod
+    def _write(self, folder: Path) -> None:
+        """Write the published files into a folder that is there and empty."""
 
     def check_lengths(self, context_length: int, prediction_length: int) -> None:
         """Check two lengths against :attr:`limits`.

@@ -143,7 +143,7 @@ class TimerAdapter(Adapter):
         """The family and every size."""
         return {"family": self.family, "variant": self.variant, **self.model.config.to_dict()}
 
-    def save(self, directory: str | os.PathLike[str], overwrite: bool = False) -> None:
+    def _write(self, folder: Path) -> None:
         """Write ``config.json`` and ``timer.ckpt`` or ``model.safetensors``, with the names that were loaded.
 
         A Timer that was made in memory is written as ``model.safetensors`` under its own names; ``timer.ckpt`` carries
@@ -152,18 +152,16 @@ class TimerAdapter(Adapter):
         own = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
         prefix = "model." if self._layout.format == "ckpt" else ""
         names = dict(self._layout.names) or {prefix + name: name for name in own}
-        with files.atomic_directory(directory, replace=overwrite) as folder:
-            files.write_json(folder / "config.json", self.model.config.to_dict())
-            if self._layout.format == "safetensors":
-                files.save_safetensors(
-                    folder / "model.safetensors", {key: own[name] for key, name in names.items()}, {"format": "pt"}
-                )
-                return
-            # Cloned once a tensor: torch.save writes a whole storage, of which a tensor may be a small part.
-            own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in own.items()}
-            state = {key: own[name] for key, name in names.items()}
-            with files.atomic_write(folder / "timer.ckpt") as file:
-                torch.save({"state_dict": state} if self._layout.wrapped else state, file)
+        files.write_json(folder / "config.json", self.model.config.to_dict())
+        if self._layout.format == "safetensors":
+            tensors = {key: own[name] for key, name in names.items()}
+            files.save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+            return
+        # Cloned once a tensor: torch.save writes a whole storage, of which a tensor may be a small part.
+        own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in own.items()}
+        state = {key: own[name] for key, name in names.items()}
+        with files.atomic_write(folder / "timer.ckpt") as file:
+            torch.save({"state_dict": state} if self._layout.wrapped else state, file)
 
     def _loss(self, context: Tensor, target: Tensor) -> Tensor:
         """Mean squared error of the forecast.

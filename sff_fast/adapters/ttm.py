@@ -172,14 +172,13 @@ class TTMAdapter(Adapter):
             **{name: value for name, value in fields.items() if name not in _VOLATILE},
         }
 
-    def save(self, directory: str | os.PathLike[str], overwrite: bool = False) -> None:
+    def _write(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` just as the package's ``save_pretrained`` does."""
         config = copy.deepcopy(self.model.config)
         config.architectures = [_ARCHITECTURE]
         config.dtype = next(self.model.parameters()).dtype
-        with files.atomic_directory(directory, replace=overwrite) as folder:
-            files.write_json(folder / "config.json", json.loads(config.to_json_string()))
-            files.save_safetensors(folder / "model.safetensors", self.model.state_dict(), {"format": "pt"})
+        files.write_json(folder / "config.json", json.loads(config.to_json_string()))
+        files.save_safetensors(folder / "model.safetensors", self.model.state_dict(), {"format": "pt"})
 
     def _loss(self, context: Tensor, target: Tensor) -> Tensor:
         """The loss that the model's class computes itself; a shorter target is masked beyond its end."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import ArgumentError
-from ..smooth import fill_, smooth_, smoothing_of
+from ..smooth import VOLATILE, fill_, smooth_, smoothing_of
 from .config import Settings
 from .log import as_json
 
@@ -82,10 +82,9 @@ def _smooth(adapter: Any, settings: Settings, plan: Any) -> dict[str, Any]:
 def is_prepared(model: torch.nn.Module, report: dict[str, Any]) -> bool:
     """Whether the last smoothing of a model is the one that a report tells of, as after an interruption in a notebook."""
     last = smoothing_of(model)[-1:]
-    varying = ("seconds", "threads")
     return any(
-        {key: value for key, value in as_json(one).items() if key not in varying}
-        == {key: value for key, value in report.items() if key not in varying}
+        {key: value for key, value in as_json(one).items() if key not in VOLATILE}
+        == {key: value for key, value in report.items() if key not in VOLATILE}
         for one in last
     )
 
