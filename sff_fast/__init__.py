@@ -17,7 +17,7 @@ from sff_fast.version import __version__
 if TYPE_CHECKING:
     from sff_fast.adapters import families, load, tiny
     from sff_fast.backends import available_backends
-    from sff_fast.data import ForecastData
+    from sff_fast.data import ForecastData, read_table
     from sff_fast.distributions import Constant, Materialized, Normal, TruncNormal, Uniform
     from sff_fast.errors import SffFastError
     from sff_fast.plan import InitPlan
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "sff_fast.adapters": ("families", "load", "tiny"),
     "sff_fast.backends": ("available_backends",),
-    "sff_fast.data": ("ForecastData",),
+    "sff_fast.data": ("ForecastData", "read_table"),
     "sff_fast.distributions": ("Constant", "Materialized", "Normal", "TruncNormal", "Uniform"),
     "sff_fast.errors": ("SffFastError",),
     "sff_fast.plan": ("InitPlan",),
@@ -61,6 +61,7 @@ __all__ = [
     "fill_",
     "finetune",
     "load",
+    "read_table",
     "smooth_",
     "smoothing_of",
     "tiny",

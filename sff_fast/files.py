@@ -28,6 +28,7 @@ import secrets
 import shutil
 import stat
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -278,8 +279,8 @@ def sha256(path: str | os.PathLike[str], error: type[SffFastError] = DataError) 
 def check_output_directory(path: str | os.PathLike[str], overwrite: bool = False, resume: bool = False) -> str:
     """Check that a run may write into a folder, and clear up after dead runs in it.
 
-    Nothing is created. When the folder may be used, temporaries that a dead run left in it, in its subfolders or beside
-    it are removed, and a folder that such a run had moved aside is put back.
+    Nothing is left there but what was. When the folder may be used, temporaries that a dead run left in it, in its subfolders
+    or beside it are removed, and a folder that such a run had moved aside is put back.
 
     Args:
         path: The output folder of a run; it need not exist yet.
@@ -308,6 +309,7 @@ def check_output_directory(path: str | os.PathLike[str], overwrite: bool = False
             f"cannot use the output folder {str(target)!r}: no permission to write to {str(existing)!r}; "
             "choose a folder that you may write to"
         )
+    _try_to_write(existing, target)
     with _converted(target):
         _recover(target.parent, only=target.name)
         holds = "new"
@@ -324,6 +326,19 @@ def check_output_directory(path: str | os.PathLike[str], overwrite: bool = False
                 if entry.is_dir(follow_symlinks=False):
                     _recover(Path(entry.path))
     return holds
+
+
+def _try_to_write(existing: Path, target: Path) -> None:
+    """Make a folder and remove it again: permissions do not tell of read-only and virtual file systems."""
+    trial = existing / f".sff-trial-{os.getpid()}-{threading.get_ident()}"
+    try:
+        os.mkdir(trial)
+        os.rmdir(trial)
+    except OSError as cause:
+        raise OutputError(
+            f"cannot use the output folder {str(target)!r}: nothing can be written into {str(existing)!r} "
+            f"({os.strerror(cause.errno).lower()}); choose another"
+        ) from cause
 
 
 # --- temporaries ------------------------------------------------------------------------------------------------------

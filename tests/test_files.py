@@ -646,3 +646,21 @@ def test_clearing_up_spares_the_users_files_and_links(tmp_path: Path) -> None:
     files.check_output_directory(out)
     assert len(os.listdir(out)) == 4
     assert (keep / "x").read_text() == "x"
+
+
+def test_a_folder_on_a_file_system_that_takes_no_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if Path("/proc/self").exists():
+        with pytest.raises(OutputError, match=r"nothing can be written into '/proc' \(no such file or directory\)"):
+            files.check_output_directory("/proc/nope")
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "mkdir", read_only)
+    with pytest.raises(OutputError, match="read-only file system"):
+        files.check_output_directory(tmp_path / "out")
+
+
+def test_checking_an_output_folder_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert files.check_output_directory(tmp_path / "a" / "b") == "new"
+    assert list(tmp_path.iterdir()) == []

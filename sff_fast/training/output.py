@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, OutputError
 from ..files import check_output_directory
 
 WRITTEN = (
@@ -40,8 +40,15 @@ def check_output(out: str | Path, resume: bool, overwrite: bool, source: Path | 
 
 
 def begin_output(folder: Path, overwrite: bool) -> None:
-    """Make an output folder, or remove the earlier run in it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Make an output folder, or remove the earlier run in it.
+
+    Raises:
+        OutputError: The folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the output folder {str(folder)!r}: {error.strerror}; choose another") from error
     for name in WRITTEN if overwrite else ():
         path = folder / name
         if path.is_dir() and not path.is_symlink():
