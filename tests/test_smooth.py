@@ -132,6 +132,8 @@ def test_fill_equals_smoothing_with_shrink_zero_and_reads_nothing():
     assert torch.equal(net.linear.weight, PLAN.sample("linear.weight", 4))
     assert set(report.perturb.values()) == {1.0}
     assert sff_fast.smoothing_of(net) == []
+    sff_fast.fill_(other, PLAN)
+    assert sff_fast.smoothing_of(other) == []
 
 
 # ---------------------------------------------------------------------- factors
@@ -367,6 +369,9 @@ def test_neighbours_in_one_storage_are_fine():
     sff_fast.smooth_(model, sff_fast.trace(Two), alpha=0.5)
     assert (flat[:4, 4:] == 0.5).all()
     assert (flat[:, :4] == 0).all()
+    flat = torch.ones(32)
+    model = _replaced(a=flat[:16].view(4, 4), b=flat[16:].view(4, 4))
+    assert sff_fast.smooth_(model, sff_fast.trace(Two)).elements == 32
 
 
 def test_a_lazy_parameter_is_refused():
