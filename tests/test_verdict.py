@@ -23,7 +23,7 @@ def test_the_lowest_validation_error_is_shipped_although_another_tests_better():
     assert choose(ZERO, runs).best is runs[1]
     assert verdict(ZERO, runs) == (
         "Ship sff (alpha 0.7): it has the lowest validation MSE (0.4400, zero-shot 0.5000). On the test part "
-        "sff (alpha 0.7) has an MSE of 0.3900 against zero-shot's 0.4000 (2.5% better); one seed cannot tell that from "
+        "sff (alpha 0.7) has an MSE of 0.3900 against zero-shot's 0.4000 (2.5 % better); one seed cannot tell that from "
         "seed noise."
     )
 
@@ -35,7 +35,7 @@ def test_none_of_the_tuned_models_is_shipped_when_zero_shot_validates_better():
     assert text.startswith(
         "Ship none of the tuned models: zero-shot has the lowest validation MSE (0.5000; the best tuned one is lp with 0.5500)"
     )
-    assert "an MSE of 0.1000 against zero-shot's 0.4000 (75.0% better)" in text
+    assert "an MSE of 0.1000 against zero-shot's 0.4000 (75.0 % better)" in text
 
 
 def test_a_tie_goes_to_zero_shot():
@@ -43,7 +43,7 @@ def test_a_tie_goes_to_zero_shot():
 
 
 def test_it_is_said_when_the_chosen_model_tests_worse():
-    assert "(10.0% worse)" in verdict(ZERO, [entry("ff", 0.4, 0.44)])
+    assert "(10.0 % worse)" in verdict(ZERO, [entry("ff", 0.4, 0.44)])
 
 
 def test_the_mean_over_seeds_decides_not_the_luckiest_run():
@@ -66,7 +66,7 @@ def test_alphas_are_candidates_of_their_own():
     [
         ((0.30, 0.31, 0.32), "which is more than seed noise (95 % interval of the difference over 3 seeds -0.1148 to -0.0652)"),
         ((0.30, 0.45, 0.40), "which is within seed noise"),
-        ((0.50, 0.51, 0.52), "27.5% worse), which is more than seed noise"),
+        ((0.50, 0.51, 0.52), "27.5 % worse), which is more than seed noise"),
     ],
 )
 def test_seed_noise_is_stated_with_its_interval(tests, words):

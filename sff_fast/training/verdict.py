@@ -107,7 +107,7 @@ def _test_sentence(zero_shot: Mapping[str, Any], choice: Choice) -> str:
 def _change(difference: float, base: float) -> str:
     if difference == 0 or base == 0:
         return "the same" if difference == 0 else f"{difference:+.4f}"
-    return f"{abs(difference) / base:.1%} {'better' if difference < 0 else 'worse'}"
+    return f"{100 * abs(difference) / base:.1f} % {'better' if difference < 0 else 'worse'}"
 
 
 def _name(run: Mapping[str, Any]) -> str:
