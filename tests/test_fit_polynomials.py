@@ -27,7 +27,7 @@ def test_the_fit_gives_the_headers_coefficients(fit, held):
     assert np.abs(found - held).max() <= 1e-7
 
 
-@pytest.mark.parametrize(("case", "limit"), zip(CASES, ERRORS), ids=[fit.name for fit, _ in CASES])
+@pytest.mark.parametrize(("case", "limit"), list(zip(CASES, ERRORS)), ids=[fit.name for fit, _ in CASES])
 def test_the_headers_coefficients_keep_the_stated_error(case, limit):
     fit, held = case
     assert fit_polynomials.error_of(fit, held) <= limit
