@@ -6,10 +6,10 @@ PYTEST := SFF_FAST_TEST_DATA="$(DATA)" $(BIN)/python -m pytest
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models-env demo test test-slow lint format bench doctor clean
+.PHONY: help setup models-env demo test test-slow test-exhaustive lint format bench doctor clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 setup: .venv/.built  ## create .venv, install the package and build its native module
 models-env: .venv/.models  ## add the packages of the model families that tests use
@@ -22,6 +22,9 @@ test: setup models-env  ## the test suite
 
 test-slow: setup models-env  ## builds, sanitizers, kills
 	$(PYTEST) -m slow
+
+test-exhaustive: setup  ## all input words, 1e8 elements and draws (half an hour or more); writes docs/exhaustive.md
+	$(BIN)/python tools/exhaustive.py
 
 lint: setup  ## style
 	$(BIN)/ruff check .

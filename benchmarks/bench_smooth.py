@@ -1,172 +1,87 @@
 """How fast is smoothing in place, against the strongest peers and against the memory itself?
 
-Contenders, interleaved in one process:
+Contenders, interleaved in one process, medians of paired rounds:
 
 * limit: ``x.mul_(c)``, the in-place scale: the bytes that must be moved (8 an fp32 element), nothing else;
-* ours: :func:`sff_fast.smooth_`;
-* torch streaming: the same plan with torch's own generator into one reused scratch tensor, then ``lerp_``;
+* ours: :func:`sff_fast.smooth_`, from argument checks to the report;
+* torch: torch's own generator into one reused scratch tensor, then ``lerp_``;
 * second model: what the reference does, building a random model and interpolating parameter by parameter.
 
-In the same run the result of ours is checked against the reference backend on a part of the tensor.
+In the same run the kernels are checked against the reference backend. Results go to ``benchmarks/results/smooth.csv`` and a
+picture to ``docs/img/smooth-speed.png``. About five minutes on two idle cores.
 
-Run from the repository root: ``python benchmarks/bench_smooth.py [--elements 1e8] [--runs 7]``.
+Run from the repository root: ``python benchmarks/bench_smooth.py``, ``make bench`` or ``sff-fast bench``.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
-from timing import interleaved, ratio, write_rows
+from flat import alignment, flat, many, runs_here
+from mapped import mapped
+from models import FACTORIES
+from picture import draw
+from timing import show, write_rows
+from whole import cold, memory, warm
 
-import sff_fast
-from sff_fast.models.timer import Timer, TimerConfig
-from sff_fast.plan import InitPlan, ParameterPlan, Segment
-
-ALPHA = 0.7
-DISTRIBUTIONS = {
-    "constant": sff_fast.Constant(1.0),
-    "uniform": sff_fast.Uniform(-0.03, 0.03),
-    "normal": sff_fast.Normal(0.0, 0.02),
-    "trunc_normal": sff_fast.TruncNormal(0.0, 0.02, -0.04, 0.04),
-}
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "img" / "smooth-speed.png"
 
 
-def torch_draw(scratch: torch.Tensor, distribution: object) -> None:
-    """The same distribution with torch's own generator."""
-    if isinstance(distribution, sff_fast.Uniform):
-        scratch.uniform_(distribution.low, distribution.high)
-    elif isinstance(distribution, sff_fast.Normal):
-        scratch.normal_(distribution.mean, distribution.std)
-    elif isinstance(distribution, sff_fast.TruncNormal):
-        torch.nn.init.trunc_normal_(scratch, distribution.mean, distribution.std, distribution.a, distribution.b)
-    else:
-        scratch.fill_(distribution.value)
+def cases(elements: int, runs: int, threads: int) -> Iterator[tuple[str, Callable[[], list]]]:
+    """Group and function of every case for a number of threads."""
+    for label in ("constant", "uniform", "normal", "trunc_normal"):
+        yield "flat", lambda label=label: flat(label, FP32, elements, runs, threads)
+    for label in ("uniform", "normal"):
+        yield "flat", lambda label=label: flat(label, BF16, elements, runs, threads)
+    yield "flat", lambda: flat("normal", FP16, elements, runs, threads)
+    if runs_here("avx2"):
+        for label in ("uniform", "normal"):
+            yield "avx2", lambda label=label: flat(label, FP32, elements, runs, threads, isa="avx2")
+    for dtype in (BF16, FP16):
+        yield "stochastic", lambda dtype=dtype: flat("uniform", dtype, elements, runs, threads, rounding="stochastic")
+    for label in ("uniform", "normal"):
+        yield "alignment", lambda label=label: alignment(label, elements, runs, threads)
+    yield "many", lambda: many(elements, runs, threads)
+    for name in FACTORIES:
+        yield "warm", lambda name=name: warm(name, runs, threads)
+    yield "mapped", lambda: mapped("Timer-67M", max(3, runs // 2), threads)
+    yield "cold", lambda: cold("Timer-67M", runs, threads)
+    yield "memory", lambda: memory("Timer-67M", threads)
 
 
-class One(torch.nn.Module):
-    """One flat parameter."""
-
-    def __init__(self, values: torch.Tensor) -> None:
-        super().__init__()
-        self.w = torch.nn.Parameter(values)
-
-
-def flat(label: str, dtype: torch.dtype, elements: int, runs: int, threads: int) -> dict[str, object]:
-    """One distribution on one flat parameter."""
-    torch.set_num_threads(threads)
-    distribution = DISTRIBUTIONS[label]
-    plan = InitPlan([ParameterPlan("w", (elements,), dtype, (Segment.whole(distribution, elements, "w"),))])
-    model = One(torch.linspace(-0.1, 0.1, elements, dtype=torch.float32).to(dtype))
-    scratch = torch.empty(elements, dtype=dtype)
-
-    # correctness in the same run: the compiled kernel against the definition, on a prefix (numbers go by index)
-    part = 300_000
-    small = One(model.w.detach()[:part].clone())
-    small_plan = InitPlan([ParameterPlan("w", (part,), dtype, (Segment.whole(distribution, part, "w"),))])
-    sff_fast.smooth_(small, small_plan, alpha=ALPHA, seed=1, backend="reference")
-    sff_fast.smooth_(model, plan, alpha=ALPHA, seed=1, threads=threads)
-    assert torch.equal(model.w.detach()[:part], small.w.detach()), "the kernel differs from the reference"
-
-    def streaming() -> None:
-        torch_draw(scratch, distribution)
-        model.w.detach().lerp_(scratch, 1 - ALPHA)
-
-    seconds = interleaved(
-        {
-            "limit": lambda: model.w.detach().mul_(0.999),
-            "ours": lambda: sff_fast.smooth_(model, plan, alpha=ALPHA, seed=1, threads=threads, again=True),
-            "streaming": streaming,
-        },
-        runs,
-    )
-    return row(f"{label} {str(dtype).removeprefix('torch.')}", elements, threads, runs, seconds)
-
-
-def whole_model(runs: int, threads: int) -> dict[str, object]:
-    """Timer at its published size: 67 million parameters in 133 tensors."""
-    torch.set_num_threads(threads)
-    config = TimerConfig()
-    model = Timer(config)
-    plan = sff_fast.trace(lambda: Timer(config))
-    elements = sum(p.numel() for p in model.parameters())
-    scratch = torch.empty(max(p.numel() for p in model.parameters()))
-    whole = [(p, plan[name].segments[0].distribution) for name, p in model.named_parameters()]
-
-    def streaming() -> None:
-        with torch.no_grad():
-            for p, distribution in whole:
-                view = scratch[: p.numel()].view(p.shape)
-                torch_draw(view, distribution)
-                p.lerp_(view, 1 - ALPHA)
-
-    def second_model() -> None:
-        random_model = Timer(config)
-        with torch.no_grad():
-            for p, q in zip(model.parameters(), random_model.parameters()):
-                p.copy_(ALPHA * p + (1 - ALPHA) * q)
-
-    seconds = interleaved(
-        {
-            "limit": lambda: [p.detach().mul_(0.999) for p in model.parameters()],
-            "ours": lambda: sff_fast.smooth_(model, plan, alpha=ALPHA, seed=1, threads=threads, again=True),
-            "streaming": streaming,
-            "second model": second_model,
-        },
-        runs,
-    )
-    return row("Timer 67M", elements, threads, runs, seconds)
-
-
-def row(case: str, elements: int, threads: int, runs: int, seconds: dict[str, list[float]]) -> dict[str, object]:
-    """The figures of one case; second model and its ratio are empty where there is no model."""
-    ns = {name: statistics.median(values) / elements * 1e9 for name, values in seconds.items()}
-    second = seconds.get("second model")
-    return {
-        "case": case,
-        "threads": threads,
-        "elements": elements,
-        "runs": runs,
-        "limit_ns": f"{ns['limit']:.4f}",
-        "ours_ns": f"{ns['ours']:.4f}",
-        "streaming_ns": f"{ns['streaming']:.4f}",
-        "second_model_ns": f"{ns['second model']:.4f}" if second else "",
-        "ours_over_limit": f"{ratio(seconds['ours'], seconds['limit']):.3f}",
-        "streaming_over_ours": f"{ratio(seconds['streaming'], seconds['ours']):.2f}",
-        "second_model_over_ours": f"{ratio(second, seconds['ours']):.2f}" if second else "",
-    }
-
-
-def main() -> None:
-    """Run all cases, print them, and append them to benchmarks/results/smooth.csv."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the cases, print them, append them to the CSV file and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--elements", type=float, default=1e8, help="elements of the flat cases (default 1e8)")
-    parser.add_argument("--runs", type=int, default=7, help="counted rounds (default 7)")
+    parser.add_argument("--runs", type=int, default=5, help="counted rounds (default 5)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts (default 1 2)")
-    options = parser.parse_args()
-    rows = []
+    groups = list(dict.fromkeys(group for group, _ in cases(1, 1, 1)))
+    parser.add_argument("--only", nargs="+", choices=groups, default=groups, help="groups of cases (default all)")
+    parser.add_argument("--picture", type=Path, default=PICTURE, help="where to draw (default docs/img/smooth-speed.png)")
+    options = parser.parse_args(arguments)
+    rows: list[dict[str, object]] = []
     for threads in options.threads:
-        for label in DISTRIBUTIONS:
-            slow = label == "trunc_normal"
-            rows.append(flat(label, torch.float32, int(options.elements), 3 if slow else options.runs, threads))
-            print_row(rows[-1])
-        for label in ("uniform", "normal"):
-            rows.append(flat(label, torch.bfloat16, int(options.elements), options.runs, threads))
-            print_row(rows[-1])
-        rows.append(whole_model(options.runs, threads))
-        print_row(rows[-1])
+        torch.set_num_threads(threads)
+        for group, case in cases(int(options.elements), options.runs, threads):
+            if group in options.only:
+                found = case()
+                gc.collect()
+                for r in found:
+                    show(r)
+                rows += found
     print(f"written to {write_rows('smooth', rows)}")
-
-
-def print_row(r: dict[str, object]) -> None:
-    """One line a case."""
-    text = f"{r['case']:<22} {r['threads']} thread(s)  ours {r['ours_ns']} ns/element = {r['ours_over_limit']} x limit"
-    text += f", torch streaming {r['streaming_over_ours']} x ours"
-    if r["second_model_over_ours"]:
-        text += f", second model {r['second_model_over_ours']} x ours"
-    print(text, flush=True)
+    missed = [r for r in rows if r["holds"] == "no"]
+    print(f"{sum(r['holds'] == 'yes' for r in rows)} of the limits hold, {len(missed)} do not")
+    if set(options.only) == set(groups):
+        draw(rows, options.picture)
+        print(f"drawn to {options.picture}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -16,6 +16,8 @@ import torch
 
 import sff_fast
 
+LEAST = ("limit", "not smoothed")
+"""Peers that do less than ours must: ours is a multiple of them."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -43,6 +45,63 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], runs: int, warmu
 def ratio(slow: list[float], fast: list[float]) -> float:
     """Median of the ratios of paired rounds."""
     return statistics.median(a / b for a, b in zip(slow, fast))
+
+
+def row(
+    case: str,
+    seconds: Mapping[str, list[float]],
+    peer: str,
+    elements: int,
+    threads: int,
+    must: str = "",
+    ours: str = "ours",
+    isa: str = "",
+) -> dict[str, object]:
+    """The figures of one pair of contenders.
+
+    Args:
+        case: What was measured.
+        seconds: From :func:`interleaved`.
+        peer: The contender that ``ours`` is compared with.
+        elements: Elements that both of them change.
+        threads: CPU threads of both.
+        must: The limit, such as ``"<= 1.08"`` for ours over peer or ``">= 11"`` for peer over ours; empty for none.
+        ours: The contender that is examined.
+        isa: The instruction set of ours, where it was forced.
+
+    Returns:
+        A CSV row; ``ratio`` is ours / peer for an upper limit or a peer that does less, else peer / ours.
+    """
+    upper = must.startswith("<=") or peer in LEAST
+    value = ratio(seconds[ours], seconds[peer]) if upper else ratio(seconds[peer], seconds[ours])
+    holds = ""
+    if must:
+        bound = float(must.split()[1])
+        holds = "yes" if (value <= bound if upper else value >= bound) else "no"
+    return {
+        "case": case,
+        "isa": isa or "widest",
+        "threads": threads,
+        "elements": elements,
+        "runs": len(seconds[ours]),
+        "ours_ns": f"{statistics.median(seconds[ours]) / elements * 1e9:.4f}",
+        "peer": peer,
+        "peer_ns": f"{statistics.median(seconds[peer]) / elements * 1e9:.4f}",
+        "ratio": f"{value:.3f}",
+        "of": "ours / peer" if upper else "peer / ours",
+        "must": must,
+        "holds": holds,
+    }
+
+
+def show(r: Mapping[str, object]) -> None:
+    """One line a row."""
+    limit = f"  must {r['must']}: {r['holds']}" if r["must"] else ""
+    print(
+        f"{r['case']:<28} {r['isa']:<8} {r['threads']}T  {r['ours_ns']:>8} ns  {r['peer']:<16} {r['peer_ns']:>8} ns  "
+        f"{r['of']} {r['ratio']:>7}{limit}",
+        flush=True,
+    )
 
 
 def machine() -> dict[str, str]:

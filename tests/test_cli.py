@@ -239,7 +239,7 @@ def test_plan_of_a_factory_in_the_current_folder(tmp_path, monkeypatch, capsys):
 def test_help_lists_the_commands_that_work_and_no_others(capsys):
     assert run("--help") == 0
     listed = re.findall(r"^  ([a-z]+) {2,}", capsys.readouterr().out.split("Commands:")[1], re.MULTILINE)
-    assert listed == ["demo", "doctor", "plan", "finetune", "compare", "evaluate", "forecast"]
+    assert listed == ["demo", "doctor", "plan", "finetune", "compare", "evaluate", "forecast", "bench"]
 
 
 def test_no_command_at_all_shows_the_help(capsys):

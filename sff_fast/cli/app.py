@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from sff_fast.cli.commands.bench import bench
 from sff_fast.cli.commands.compare import compare
 from sff_fast.cli.commands.demo import demo
 from sff_fast.cli.commands.doctor import doctor
@@ -59,7 +60,7 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (demo, doctor, plan, finetune, compare, evaluate, forecast):
+for _command in (demo, doctor, plan, finetune, compare, evaluate, forecast, bench):
     cli.add_command(_command)
 
 
