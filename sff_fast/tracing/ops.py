@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from sff_fast.boxes import Box, Unrepresentable
@@ -298,7 +299,8 @@ def draw_normal(tracer: Any, func: Any, args: tuple, kwargs: dict) -> Any:
     if not tracer.ambient(kwargs.get("generator")):
         return NotImplemented
     if tensors:
-        size = torch.broadcast_shapes(*(t.shape for t in tensors))
+        # torch.broadcast_shapes would import sympy at its first call (0.4 s).
+        size = np.broadcast_shapes(*(t.shape for t in tensors))
         dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
         out = torch.empty(size, dtype=dtype, device=tensors[0].device)
     else:
@@ -480,7 +482,7 @@ def pointwise(tracer: Any, func: Any, args: tuple, kwargs: dict) -> Any:
     else:
         main_at = tensors[0][0]
     main = args[main_at]
-    shape = torch.broadcast_shapes(*(t.shape for _, t in tensors))
+    shape = np.broadcast_shapes(*(t.shape for _, t in tensors))
 
     def on(value: float) -> torch.Tensor:
         """The function of single elements, with the dtypes and the ranks that decide how torch promotes types."""
