@@ -233,7 +233,10 @@ def record_draw(tracer: Any, target: torch.Tensor, op: str, arguments: tuple, la
     Returns:
         ``target``.
     """
-    draw = tracer.program.record(op, target, arguments, law)
+    # On the meta device torch draws nothing and its generator stays where it is.
+    device = target.device.type
+    generator = {"cpu": "default", "meta": "none"}.get(device, device)
+    draw = tracer.program.record(op, target, arguments, law, generator)
     value: Value = Const(law.numbers[0]) if law.kind == "normal" and law.numbers[1] == 0 else Random(draw.index, law)
     pieces = tracer.memory.whole(target, value)
     if isinstance(value, Random):
@@ -307,7 +310,9 @@ def draw_normal(tracer: Any, func: Any, args: tuple, kwargs: dict) -> Any:
         out = _allocate("normal", (args[2],), kwargs, None)
     if not _ordinary(out):
         return NotImplemented
-    return record_draw(tracer, out, "normal", numbers, law, fresh=True)
+    # With tensors among its arguments torch draws around zero and shifts afterwards, which rounds differently.
+    op = f"normal.{func._overloadname}" if tensors else "normal"
+    return record_draw(tracer, out, op, numbers, law, fresh=True)
 
 
 # ---------------------------------------------------------------------- copies
@@ -444,17 +449,17 @@ def _operation(name: str, main_first: bool, scalar: float | None, alpha: float) 
         return ((name,),)
     if scalar is None:
         return None
-    scaled = (("mul", alpha),) if alpha != 1 else ()
     if name == "mul":
         return (("mul", scalar),)
     if name == "div":
         return (("div", scalar),) if main_first else None
+    factor = (alpha,) if alpha != 1 else ()  # torch rounds ``x + alpha * y`` as one operation: it is kept as one
     if name == "add":
-        return (("add", alpha * scalar),) if main_first else (*scaled, ("add", scalar))
+        return (("add", scalar, *factor),) if main_first or not factor else (("radd", scalar, *factor),)
     if name == "sub":
-        return (("sub", alpha * scalar),) if main_first else (*scaled, ("rsub", scalar))
+        return (("sub" if main_first else "rsub", scalar, *factor),)
     if name == "rsub":
-        return (*scaled, ("rsub", scalar)) if main_first else None
+        return (("rsub", scalar, *factor),) if main_first else None
     return None
 
 
