@@ -1,26 +1,28 @@
 # `make demo` and `make test` need Python >= 3.10, a C++17 compiler and pip; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# `make models-env PYTHON=path` goes into the environment of that interpreter, without PYTHON= into .venv.
+MODELS_ENV := $(if $(filter file,$(origin PYTHON)),.venv/.models,models-into-python)
 DATA := $(or $(SFF_FAST_TEST_DATA),$(wildcard ../shared/data))
 PYTEST := SFF_FAST_TEST_DATA="$(DATA)" $(BIN)/python -m pytest
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models-env demo test test-slow test-exhaustive lint format bench doctor clean
+.PHONY: help setup models-env models-into-python demo test test-slow test-exhaustive lint format bench doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 setup: .venv/.built  ## create .venv, install the package and build its native module
-models-env: .venv/.models  ## add the packages of the model families that tests use
+models-env: $(MODELS_ENV)  ## add the packages of the model families (1.8 GB); PYTHON=path: to that environment
 
 demo: setup  ## zero-shot, from scratch, full and smoothed fine-tuning on real weather, in a few minutes
 	$(BIN)/sff-fast demo --out runs/demo --overwrite
 
-test: setup models-env  ## the test suite
+test: setup .venv/.models  ## the test suite
 	$(PYTEST) -m "not slow and not exhaustive"
 
-test-slow: setup models-env  ## builds, sanitizers, kills
+test-slow: setup .venv/.models  ## builds, sanitizers, kills
 	$(PYTEST) -m slow
 
 test-exhaustive: setup  ## all input words, 1e8 elements and draws (half an hour or more); writes docs/exhaustive.md
@@ -52,7 +54,14 @@ clean:  ## remove .venv, builds and runs
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
+define install-models
+$(1) -m pip install --quiet -c requirements/constraints.txt -r requirements/models.txt
+$(1) -m pip install --quiet --no-deps -r requirements/models-no-deps.txt
+endef
+
 .venv/.models: .venv/.packages requirements/models.txt requirements/models-no-deps.txt
-	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/models.txt
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements/models-no-deps.txt
+	$(call install-models,$(BIN)/python)
 	touch $@
+
+models-into-python:
+	$(call install-models,$(PYTHON))

@@ -25,6 +25,7 @@ import torch
 from sff_fast.boxes import Box, coalesce, paint, row_major
 from sff_fast.distributions import ELEMENTWISE, Distribution, Materialized, distribution_from_json, is_random
 from sff_fast.errors import PlanError
+from sff_fast.replay.program import DrawRecord, DrawTarget, dtype_named, program_digest, program_to_json, read_program
 
 SCHEMA = 1
 
@@ -180,34 +181,6 @@ def uninitialised_message(name: str, shape: Sequence[int], runs: np.ndarray, uni
     )
 
 
-@dataclass(frozen=True)
-class DrawRecord:
-    """One call of the constructor's ordered draw program.
-
-    Args:
-        index: Position in the program.
-        op: The operation that consumed random numbers, such as ``"uniform_"``.
-        shape: Shape of the tensor it drew.
-        strides: That tensor's strides: torch's generator walks memory, not logical indices.
-        dtype: That tensor's dtype.
-        arguments: The operation's numbers in order, such as ``(low, high)``.
-        targets: ``(parameter, segment index, operations)`` for every segment that holds it, the operations being what
-            the constructor did to the values after the draw; empty for a draw that nothing kept.
-        generator: ``"default"``, or ``"own"`` for a draw from a generator that the constructor seeded itself.
-        replayable: Whether shape, dtype and arguments say all that is needed to repeat the call.
-    """
-
-    index: int
-    op: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-    arguments: tuple[Any, ...]
-    targets: tuple[tuple[str, int, tuple[Any, ...]], ...] = ()
-    generator: str = "default"
-    replayable: bool = True
-
-
 class InitPlan:
     """How every parameter of a model is drawn.
 
@@ -219,7 +192,7 @@ class InitPlan:
         sample_seed: Seed of ``samples``.
         versions: Versions of the packages that decided the plan.
         notes: What the reader of the plan should know.
-        program: The constructor's ordered draws; kept in memory only.
+        program: The constructor's ordered draws, for ``smooth_(…, rng="torch")``; empty where they are not known.
         factory: The constructor; kept in memory only.
         redraw: Gives the values of all opaque segments for a seed; kept in memory only.
 
@@ -330,15 +303,32 @@ class InitPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The whole plan without its tables, as :meth:`save` writes it."""
+        draws = program_to_json(self.program)
         return {
             "schema": SCHEMA,
             "hash": self.hash,
             "versions": self.versions,
             "notes": list(self.notes),
             "parameters": [parameter.to_json() for parameter in self.parameters.values()],
+            **({"program": {"sha256": program_digest(draws), "draws": draws}} if draws else {}),
         }
 
     # ------------------------------------------------------------------ values
+    def table(self, name: str, index: int) -> torch.Tensor:
+        """The fixed values of a segment of kind ``"table"``: one-dimensional, in the segment's row-major order.
+
+        Args:
+            name: The parameter.
+            index: Number of the segment.
+
+        Raises:
+            PlanError: The segment is no table.
+        """
+        try:
+            return self._tables[(self[name].name, index)].reshape(-1)
+        except KeyError:
+            raise PlanError(f"segment {index} of {name!r} is no table") from None
+
     def sample(self, name: str, seed: int) -> torch.Tensor:
         """One parameter of the auxiliary model, alone.
 
@@ -442,7 +432,7 @@ class InitPlan:
             sample_seed=self._sample_seed,
             versions=self.versions,
             notes=(*self.notes, f"{pattern!r} was overridden with {distribution}"),
-            program=self.program,
+            program=tuple(_without(record, matched) for record in self.program),
             factory=self.factory,
             redraw=self._redraw,
         )
@@ -537,7 +527,7 @@ class InitPlan:
             path: The JSON file.
 
         Returns:
-            The plan, without factory and draw program.
+            The plan, without its factory.
 
         Raises:
             PlanError: A file is missing or damaged, of another schema version, or its content does not have its hash.
@@ -556,7 +546,8 @@ class InitPlan:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"{str(path)!r} is not a valid init plan: {error}") from error
         tables, samples, seed = _read_tables(path, content.get("tables"), parameters)
-        plan = cls(parameters, tables=tables, samples=samples, sample_seed=seed, versions=versions, notes=notes)
+        program = read_program(content.get("program"), str(path))
+        plan = cls(parameters, tables=tables, samples=samples, sample_seed=seed, versions=versions, notes=notes, program=program)
         if plan.hash != recorded:
             raise PlanError(f"{str(path)!r} was changed: its content has hash {plan.hash}, it says {recorded!r}")
         return plan
@@ -617,6 +608,11 @@ def unused_name(parameter: str, used: Iterable[str]) -> str:
 
 
 # ---------------------------------------------------------------------- helpers
+def _without(record: DrawRecord, parameters: set[str]) -> DrawRecord:
+    """A draw that these parameters no longer hold."""
+    return replace(record, targets=tuple(target for target in record.targets if target.parameter not in parameters))
+
+
 def _canonical(content: Any) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
@@ -664,9 +660,10 @@ def _table_key(name: str, index: int) -> str:
 
 
 def _parameter_from_json(content: Mapping[str, Any]) -> ParameterPlan:
-    dtype = getattr(torch, str(content["dtype"]), None)
-    if not isinstance(dtype, torch.dtype):
-        raise PlanError(f"{content['name']!r} has the unknown dtype {content['dtype']!r}")
+    try:
+        dtype = dtype_named(content["dtype"])
+    except ValueError as error:
+        raise PlanError(f"{content['name']!r} has the {error}") from None
     segments = tuple(
         Segment(
             distribution_from_json(item["distribution"]),
@@ -710,4 +707,4 @@ def _read_tables(
     return tables, samples, entry.get("seed")
 
 
-__all__ = ["DrawRecord", "InitPlan", "ParameterPlan", "Segment", "draw_recipe", "row_major"]
+__all__ = ["DrawRecord", "DrawTarget", "InitPlan", "ParameterPlan", "Segment", "draw_recipe", "row_major"]

@@ -26,6 +26,7 @@ from sff_fast.stream import STREAM_VERSION, check_seed
 from sff_fast.tracing import trace
 
 ROUNDINGS = ("nearest", "stochastic")
+RNGS = ("philox", "torch")
 _RECORD = "_sff_fast_smoothing"
 VOLATILE = ("seconds", "threads")
 """What differs between the reports of equal calls."""
@@ -48,6 +49,7 @@ class SmoothReport:
         elements: Elements that were changed.
         seconds: Wall time of checking, table and kernels.
         dtypes: Parameters whose dtype in the model differs from the plan's, as ``"name: plan -> model"``.
+        rng: ``"philox"`` (the random stream) or ``"torch"`` (the constructor's draws from torch's generator).
     """
 
     seed: int
@@ -62,6 +64,7 @@ class SmoothReport:
     elements: int
     seconds: float
     dtypes: tuple[str, ...]
+    rng: str = "philox"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict; only the fields of :data:`VOLATILE` differ between equal calls."""
@@ -77,6 +80,7 @@ def smooth_(
     shrink: float | Mapping[str, float] | None = None,
     perturb: float | Mapping[str, float] | None = None,
     backend: str = "auto",
+    rng: str = "philox",
     rounding: str = "nearest",
     threads: int | None = None,
     prefix: str = "",
@@ -105,6 +109,9 @@ def smooth_(
         shrink: Factor of the pre-trained weights, instead of ``alpha``; a number or a mapping of patterns.
         perturb: Factor of the random draw, together with ``shrink``; a number or a mapping of the same patterns.
         backend: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"reference"``.
+        rng: ``"philox"`` (default): the random stream of sff_fast. ``"torch"``: bit for bit what the lines above give after
+            ``torch.manual_seed(seed)``, by repeating the constructor's draws in order on a torch CPU generator of its own;
+            as slow as torch draws. It takes no other ``backend``, ``rounding`` or ``threads`` than the defaults.
         rounding: ``"nearest"`` (even) or ``"stochastic"`` for bfloat16 and float16 parameters.
         threads: CPU threads, default ``torch.get_num_threads()``.
         prefix: What the plan's names begin with before the model's names.
@@ -129,7 +136,7 @@ def smooth_(
             f"into a new model, or pass again=True (--again)"
         )
     factors = _factors(alpha, shrink, perturb)
-    report = _apply(model, plan, factors, seed, backend, rounding, threads, prefix, subset, begin)
+    report = _apply(model, plan, factors, seed, backend, rounding, threads, prefix, subset, begin, rng)
     _records(model).append(report.to_json())
     return report
 
@@ -285,8 +292,10 @@ def _apply(
     prefix: str,
     subset: bool,
     begin: float,
+    rng: str = "philox",
 ) -> SmoothReport:
     key = check_seed(seed)
+    _check_rng(rng, backend, rounding, threads)
     backends.check(backend)
     if rounding not in ROUNDINGS:
         raise ArgumentError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
@@ -303,17 +312,7 @@ def _apply(
     names = {name: plan[name].name for name in changed}
 
     pairs = [(plan[names[name]], parameter, *matched[name]) for name, parameter in changed.items()]
-    groups: dict[torch.device, list[tuple[ParameterPlan, torch.Tensor, float, float]]] = {}
-    for pair in pairs:
-        groups.setdefault(pair[1].device, []).append(pair)
-    # Tables and backends of all devices first: whatever is wrong shows before the first write.
-    ready = [
-        (device, *backends.choose(backend, device), table.build(group, plan, key, rounding)) for device, group in groups.items()
-    ]
-    used, ran = 1, {}
-    for device, name, run, tasks in ready:
-        used = max(used, run(tasks, threads))
-        ran[str(device)] = name
+    used, ran = _replay(pairs, plan, key) if rng == "torch" else _run_kernels(pairs, plan, key, backend, rounding, threads)
     for parameter in changed.values():
         if not parameter.is_inference():  # inference tensors have no version counter
             torch.autograd.graph.increment_version(parameter)
@@ -334,7 +333,52 @@ def _apply(
             for name, p in changed.items()
             if plan[names[name]].dtype != p.dtype
         ),
+        rng=rng,
     )
+
+
+def _check_rng(rng: str, backend: str, rounding: str, threads: int | None) -> None:
+    if rng not in RNGS:
+        raise ArgumentError(f"rng must be one of {', '.join(RNGS)}, got {rng!r}")
+    if rng == "torch":
+        for label, given, default in (
+            ("backend", backend, "auto"),
+            ("rounding", rounding, "nearest"),
+            ("threads", threads, None),
+        ):
+            if given != default:
+                raise ArgumentError(
+                    f"{label} must be {default!r} with rng='torch', which computes as plain torch does, got {given!r}"
+                )
+
+
+Pair = tuple[ParameterPlan, torch.Tensor, float, float]
+
+
+def _replay(pairs: list[Pair], plan: InitPlan, seed: int) -> tuple[int, dict[str, str]]:
+    """Repeat the constructor's draws; returns threads and backends."""
+    from sff_fast.replay.smoothing import Replay
+
+    Replay(pairs, plan).run(seed)
+    return torch.get_num_threads(), {str(tensor.device): "torch" for _, tensor, _, _ in pairs}
+
+
+def _run_kernels(
+    pairs: list[Pair], plan: InitPlan, key: int, backend: str, rounding: str, threads: int | None
+) -> tuple[int, dict[str, str]]:
+    """Run one kernel a device; returns threads and backends."""
+    groups: dict[torch.device, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair[1].device, []).append(pair)
+    # Tables and backends of all devices first: whatever is wrong shows before the first write.
+    ready = [
+        (device, *backends.choose(backend, device), table.build(group, plan, key, rounding)) for device, group in groups.items()
+    ]
+    used, ran = 1, {}
+    for device, name, run, tasks in ready:
+        used = max(used, run(tasks, threads))
+        ran[str(device)] = name
+    return used, ran
 
 
 def _refuse_missing(plan: InitPlan, parameters: Mapping[str, nn.Parameter]) -> None:

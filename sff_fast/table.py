@@ -198,7 +198,7 @@ def _draw_form(segment: Segment) -> tuple[tuple[int, ...], int]:
     return segment.draw_strides, segment.draw_offset
 
 
-def _boxes(parameter: ParameterPlan, tensor: torch.Tensor) -> Iterator[tuple[int, tuple[int, ...], tuple, tuple]]:
+def boxes(parameter: ParameterPlan, tensor: torch.Tensor) -> Iterator[tuple[int, tuple[int, ...], tuple, tuple]]:
     """Segment number, size, three lists of strides and three offsets (memory, draw, logical) of every disjoint box."""
     shape, whole = parameter.shape, Box(parameter.shape, row_major(parameter.shape), 0)
     contiguous = tensor.is_contiguous()
@@ -266,7 +266,7 @@ def build(
     for parameter, tensor, shrink, perturb in pairs:
         tensor = tensor.detach()
         tables: dict[int, torch.Tensor] = {}
-        for i, size, forms, offsets in _boxes(parameter, tensor):
+        for i, size, forms, offsets in boxes(parameter, tensor):
             segment = parameter.segments[i]
             distribution = segment.distribution
             if isinstance(distribution, Materialized):

@@ -20,7 +20,7 @@ from torch import nn
 
 from sff_fast.distributions import Constant, Materialized, Normal, TruncNormal, Uniform
 from sff_fast.errors import PlanError
-from sff_fast.plan import Segment
+from sff_fast.plan import DrawTarget, Segment
 from sff_fast.tracing import trace
 from sff_fast.verification import verify
 
@@ -138,7 +138,7 @@ def test_the_last_write_wins():
 
     plan = traced(factory)
     assert plan["weight"].segments == whole(Normal(0, 0.02), 12, "weight")
-    assert [record.targets for record in plan.program[2:]] == [(), (("weight", 0, ()),)]
+    assert [record.targets for record in plan.program[2:]] == [(), (DrawTarget("weight", 0, (12,), (1,), 0, (1,), 0),)]
 
 
 def test_the_forget_gate_of_an_lstm_can_be_set_apart():
@@ -874,8 +874,9 @@ def test_the_draw_program_lists_every_call_in_order():
     ]
     assert program[0].targets == ()
     assert program[1].strides == (1, 6)
-    assert program[1].targets == (("w", 0, ()),)
-    assert program[2].targets == (("v", 0, (("mul", 2.0), ("to", torch.float16))),)
+    assert program[1].targets == (DrawTarget("w", 0, (24,), (1,), 0, (1,), 0),)
+    doubled = (("mul", 2.0), ("to", torch.float16))
+    assert program[2].targets == (DrawTarget("v", 0, (5,), (1,), 0, (1,), 0, doubled),)
 
 
 # ---------------------------------------------------------------------- other packages

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from sff_fast.boxes import Box, Unrepresentable
@@ -232,7 +233,10 @@ def record_draw(tracer: Any, target: torch.Tensor, op: str, arguments: tuple, la
     Returns:
         ``target``.
     """
-    draw = tracer.program.record(op, target, arguments, law)
+    # On the meta device torch draws nothing and its generator stays where it is.
+    device = target.device.type
+    generator = {"cpu": "default", "meta": "none"}.get(device, device)
+    draw = tracer.program.record(op, target, arguments, law, generator)
     value: Value = Const(law.numbers[0]) if law.kind == "normal" and law.numbers[1] == 0 else Random(draw.index, law)
     pieces = tracer.memory.whole(target, value)
     if isinstance(value, Random):
@@ -298,14 +302,17 @@ def draw_normal(tracer: Any, func: Any, args: tuple, kwargs: dict) -> Any:
     if not tracer.ambient(kwargs.get("generator")):
         return NotImplemented
     if tensors:
-        size = torch.broadcast_shapes(*(t.shape for t in tensors))
+        # torch.broadcast_shapes would import sympy at its first call (0.4 s).
+        size = np.broadcast_shapes(*(t.shape for t in tensors))
         dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
         out = torch.empty(size, dtype=dtype, device=tensors[0].device)
     else:
         out = _allocate("normal", (args[2],), kwargs, None)
     if not _ordinary(out):
         return NotImplemented
-    return record_draw(tracer, out, "normal", numbers, law, fresh=True)
+    # With tensors among its arguments torch draws around zero and shifts afterwards, which rounds differently.
+    op = f"normal.{func._overloadname}" if tensors else "normal"
+    return record_draw(tracer, out, op, numbers, law, fresh=True)
 
 
 # ---------------------------------------------------------------------- copies
@@ -442,17 +449,17 @@ def _operation(name: str, main_first: bool, scalar: float | None, alpha: float) 
         return ((name,),)
     if scalar is None:
         return None
-    scaled = (("mul", alpha),) if alpha != 1 else ()
     if name == "mul":
         return (("mul", scalar),)
     if name == "div":
         return (("div", scalar),) if main_first else None
+    factor = (alpha,) if alpha != 1 else ()  # torch rounds ``x + alpha * y`` as one operation: it is kept as one
     if name == "add":
-        return (("add", alpha * scalar),) if main_first else (*scaled, ("add", scalar))
+        return (("add", scalar, *factor),) if main_first or not factor else (("radd", scalar, *factor),)
     if name == "sub":
-        return (("sub", alpha * scalar),) if main_first else (*scaled, ("rsub", scalar))
+        return (("sub" if main_first else "rsub", scalar, *factor),)
     if name == "rsub":
-        return (*scaled, ("rsub", scalar)) if main_first else None
+        return (("rsub", scalar, *factor),) if main_first else None
     return None
 
 
@@ -480,7 +487,7 @@ def pointwise(tracer: Any, func: Any, args: tuple, kwargs: dict) -> Any:
     else:
         main_at = tensors[0][0]
     main = args[main_at]
-    shape = torch.broadcast_shapes(*(t.shape for _, t in tensors))
+    shape = np.broadcast_shapes(*(t.shape for _, t in tensors))
 
     def on(value: float) -> torch.Tensor:
         """The function of single elements, with the dtypes and the ranks that decide how torch promotes types."""

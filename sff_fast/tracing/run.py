@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from sff_fast.boxes import Box, positions
 from sff_fast.distributions import Constant, Materialized
 from sff_fast.errors import PlanError
-from sff_fast.plan import DrawRecord, InitPlan, ParameterPlan, Segment, base_versions
+from sff_fast.plan import InitPlan, ParameterPlan, Segment, base_versions
+from sff_fast.replay.generate import FILLERS
+from sff_fast.replay.program import DrawRecord, DrawTarget
 from sff_fast.tracing.build import Built, Draft, build, compare, concrete, decide, read_model
 from sff_fast.tracing.draws import Draw, derived_seed
 from sff_fast.tracing.memory import Piece
@@ -111,7 +113,7 @@ def trace(factory: Factory) -> InitPlan:
         tables=built.tables,
         versions=run.versions,
         notes=notes,
-        program=_program(run, built),
+        program=_program(run, built, same_draws),
         factory=factory,
         redraw=redraw if redraw.keys else None,
     )
@@ -142,11 +144,24 @@ def _versions(model: nn.Module) -> dict[str, str]:
     return versions
 
 
-def _program(run: Run, built: Built) -> list[DrawRecord]:
+def _program(run: Run, built: Built, same_draws: bool) -> list[DrawRecord]:
     """The draw program with what became of each draw."""
+    feeds: dict[int, dict[str, None]] = {}
+    for draft in run.drafts:
+        for piece in draft.pieces:
+            if isinstance(piece.value, Data):
+                for index in sorted(piece.value.origin.draws):
+                    feeds.setdefault(index, {})[draft.name] = None
     records = []
     for draw in run.tracer.program.draws:
-        targets = tuple((name, i, piece.value.operations) for name, i, piece in built.links.get(draw.index, ()))
+        targets = tuple(
+            DrawTarget(
+                name, i, piece.box.size, piece.box.strides, piece.box.offset, piece.draw_strides, piece.draw_offset, operations
+            )
+            for name, i, piece in built.links.get(draw.index, ())
+            for operations in (piece.value.operations,)
+        )
+        observed, obstacle = _obstacle(draw, run.tracer, same_draws)
         records.append(
             DrawRecord(
                 draw.index,
@@ -156,11 +171,28 @@ def _program(run: Run, built: Built) -> list[DrawRecord]:
                 draw.dtype,
                 draw.arguments,
                 targets,
+                tuple(feeds.get(draw.index, ())),
                 draw.generator,
-                draw.law is not None,
+                obstacle,
+                observed,
             )
         )
     return records
+
+
+def _obstacle(draw: Draw, tracer: Tracer, same_draws: bool) -> tuple[bool, str]:
+    """Whether the constructor looks at a draw's values, and why the draw cannot be repeated."""
+    if draw.index in tracer.observed:
+        return True, "the constructor looks at its values"
+    if draw.generator != "default":
+        return False, ""
+    if draw.law is None or draw.op not in FILLERS:
+        looked = tracer.observed_random and not tracer.observed
+        also = ", and the constructor looks at random values" if looked else ""
+        return looked, f"{draw.op} is no operation that a plan records with its arguments{also}"
+    if not same_draws and not tracer.observed_random:
+        return True, "the constructor makes other draws with another seed of NumPy or Python"
+    return False, ""
 
 
 class _Redraw:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import threading
 from collections.abc import Iterator
@@ -18,16 +19,24 @@ LOCK = threading.RLock()
 
 @contextlib.contextmanager
 def preserved() -> Iterator[None]:
-    """Put back torch's, NumPy's and Python's global generators and the default dtype, whatever happens."""
+    """Put back torch's, NumPy's and Python's global generators and the default dtype, whatever happens.
+
+    Cyclic garbage collection pauses meanwhile: a trace makes no cycles, and one full collection over the objects of torch
+    and transformers takes longer than most traces.
+    """
     default = torch.default_generator
     torch_state, numpy_state, python_state = default.get_state(), np.random.get_state(), random.getstate()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     dtype, fill = torch.get_default_dtype(), torch.utils.deterministic.fill_uninitialized_memory
     # Filling new memory with NaN, which deterministic mode does, would touch every page.
     torch.utils.deterministic.fill_uninitialized_memory = False
+    collects = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
+        if collects:
+            gc.enable()
         torch.utils.deterministic.fill_uninitialized_memory = fill
         torch.set_default_dtype(dtype)
         default.set_state(torch_state)

@@ -122,7 +122,8 @@ def apply(values: torch.Tensor, operation: Operation) -> torch.Tensor:
 
     Args:
         values: Any tensor.
-        operation: A name out of mul, div, add, sub, rsub, neg, erfinv, clamp, to, and its arguments.
+        operation: A name out of mul, div, add, sub, rsub, radd, neg, erfinv, clamp, to, and its arguments; the sums may have
+            torch's ``alpha`` after the number (radd is ``number + alpha * values``).
 
     Returns:
         The new values.
@@ -130,8 +131,12 @@ def apply(values: torch.Tensor, operation: Operation) -> torch.Tensor:
     name, *arguments = operation
     if name == "to":
         return values.to(arguments[0])
-    if name == "rsub":
-        return torch.rsub(values, arguments[0])
+    if name in ("add", "sub", "rsub"):
+        number, alpha = (*arguments, 1)[:2]
+        return getattr(torch, name)(values, number, alpha=alpha)
+    if name == "radd":
+        number, alpha = arguments
+        return torch.add(torch.full((), number, dtype=values.dtype), values, alpha=alpha)
     return getattr(torch, name)(values, *arguments)
 
 
@@ -232,14 +237,16 @@ class Random:
             low, high = (float("nan") if x is None else float(x) for x in (*arguments, None)[:2])
             law = self.law.clamp(low if low == low else -math.inf, high if high == high else math.inf)
             return None if law is None else replace(self, law=law, operations=steps)
+        number, alpha = [*map(float, arguments), *(0.0, 1.0)[len(arguments) :]]
         scale, shift = {
-            "mul": lambda s: (s, 0.0),
-            "div": lambda s: (1.0 / s if s else math.nan, 0.0),
-            "add": lambda s: (1.0, s),
-            "sub": lambda s: (1.0, -s),
-            "rsub": lambda s: (-1.0, s),
-            "neg": lambda s: (-1.0, 0.0),
-        }[name](float(arguments[0]) if arguments else 0.0)
+            "mul": (number, 0.0),
+            "div": (1.0 / number if number else math.nan, 0.0),
+            "add": (1.0, alpha * number),
+            "sub": (1.0, -alpha * number),
+            "rsub": (-alpha, number),
+            "radd": (alpha, number),
+            "neg": (-1.0, 0.0),
+        }[name]
         if scale == 0 and math.isfinite(shift):
             return Const(shift)
         law = self.law.affine(scale, shift)
