@@ -81,7 +81,8 @@ def encode(x: torch.Tensor, signed: bool, dither: torch.Tensor | int = HALF) -> 
     scales = torch.where(scales < SMALLEST_SCALE, torch.zeros_like(scales), scales)
     scales = torch.where(torch.isfinite(rows).all(dim=1), scales, torch.full_like(scales, torch.nan))
     usable = (scales > 0)[:, None]
-    factor = torch.where(usable, (SIGNED_TOP if signed else UNSIGNED_TOP) / scales[:, None], 0.0)
+    top = torch.full_like(scales, SIGNED_TOP if signed else UNSIGNED_TOP)  # a number / tensor would round twice
+    factor = torch.where(usable, (top / scales)[:, None], 0.0)
     tame = torch.where(usable, rows, 0.0)
     y = fused(tame.abs(), factor, 1.0)
     if signed:
