@@ -7,6 +7,8 @@
 
 namespace py = pybind11;
 
+void bind_optim(py::module_& m);  // bindings_optim.cpp
+
 namespace {
 
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
@@ -61,6 +63,7 @@ py::array_t<float> transform(const Bytes& table, const py::array_t<uint32_t, py:
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "CPU kernels of sff_fast. See sff_fast/backends/cpu.py for their use.";
     m.attr("TASK_BYTES") = sizeof(sff::Task);
+    bind_optim(m);
     m.def("smooth", &smooth, py::arg("table"), py::arg("threads"), py::arg("isa") = "");
     m.def("check", &check, py::arg("table"));
     m.def("isa", [](const std::string& isa) { return std::string(sff::select_kernel(isa).name); }, py::arg("isa") = "");

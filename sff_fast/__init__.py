@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sff_fast.data import ForecastData, read_table
     from sff_fast.distributions import Constant, Materialized, Normal, TruncNormal, Uniform
     from sff_fast.errors import SffFastError
+    from sff_fast.optim import FusedAdam, FusedAdamW
     from sff_fast.plan import InitPlan
     from sff_fast.smooth import SmoothReport, fill_, smooth_, smoothing_of
     from sff_fast.stream import STREAM_VERSION
@@ -33,6 +34,7 @@ _EXPORTS = {
     "sff_fast.data": ("ForecastData", "read_table"),
     "sff_fast.distributions": ("Constant", "Materialized", "Normal", "TruncNormal", "Uniform"),
     "sff_fast.errors": ("SffFastError",),
+    "sff_fast.optim": ("FusedAdam", "FusedAdamW"),
     "sff_fast.plan": ("InitPlan",),
     "sff_fast.smooth": ("SmoothReport", "fill_", "smooth_", "smoothing_of"),
     "sff_fast.stream": ("STREAM_VERSION",),
@@ -46,6 +48,8 @@ __all__ = [
     "STREAM_VERSION",
     "Constant",
     "ForecastData",
+    "FusedAdam",
+    "FusedAdamW",
     "InitPlan",
     "Materialized",
     "Normal",

@@ -33,6 +33,19 @@ struct Avx2 {
     }
 
     static SFF_INLINE F load_table(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static SFF_INLINE U load_bytes(const uint8_t* p) {
+        return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
+    }
+    // The lanes are below 256.
+    static SFF_INLINE void store_bytes(uint8_t* p, U a) {
+        const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(halves, halves));
+    }
+    static SFF_INLINE float largest(F a) {
+        __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+        x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+        return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
+    }
     static SFF_INLINE F load(const float* p) { return {_mm256_loadu_ps(p)}; }
     static SFF_INLINE F load(const BFloat16* p) {
         const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -65,6 +78,10 @@ struct Avx2 {
         const __m256i ordered = _mm256_permute4x64_epi64(packed, 0xD8);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(ordered));
     }
+    static SFF_INLINE void store_upper_halves(BFloat16* p, U a, U b) {
+        store_upper_halves(p, a.v);
+        store_upper_halves(p + lanes, b.v);
+    }
     template <class T>
     static SFF_INLINE void store_pair(T* p, F a, F b) {
         if (__builtin_expect(any_nan(a, b), 0)) return store_pair_with_nan(p, a, b);
@@ -76,6 +93,13 @@ struct Avx2 {
         float x[lanes];
         _mm256_storeu_ps(x, a.v);
         for (int i = 0; i < lanes; ++i) narrow_stochastic(x[i], h[i], p[i]);
+    }
+    static SFF_INLINE void store_stochastic(BFloat16* p, F a, const uint16_t* h) {
+        const __m256 finite = _mm256_cmp_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v),
+                                            _mm256_castsi256_ps(_mm256_set1_epi32(0x7f800000)), _CMP_LT_OQ);
+        if (__builtin_expect(_mm256_movemask_ps(finite) != 0xff, 0)) return store_stochastic<BFloat16>(p, a, h);
+        const __m256i halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(h)));
+        store_upper_halves(p, _mm256_add_epi32(_mm256_castps_si256(a.v), halves));
     }
     static SFF_INLINE void interpolate(double* p, double shrink, double perturb, F draw) {
         const __m256d a = _mm256_set1_pd(shrink), b = _mm256_set1_pd(perturb);
@@ -96,6 +120,7 @@ struct Avx2 {
 SFF_INLINE Avx2::F operator+(Avx2::F a, Avx2::F b) { return {_mm256_add_ps(a.v, b.v)}; }
 SFF_INLINE Avx2::F operator-(Avx2::F a, Avx2::F b) { return {_mm256_sub_ps(a.v, b.v)}; }
 SFF_INLINE Avx2::F operator*(Avx2::F a, Avx2::F b) { return {_mm256_mul_ps(a.v, b.v)}; }
+SFF_INLINE Avx2::F operator/(Avx2::F a, Avx2::F b) { return {_mm256_div_ps(a.v, b.v)}; }
 SFF_INLINE Avx2::U operator+(Avx2::U a, Avx2::U b) { return {_mm256_add_epi32(a.v, b.v)}; }
 SFF_INLINE Avx2::U operator-(Avx2::U a, Avx2::U b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 SFF_INLINE Avx2::U operator&(Avx2::U a, Avx2::U b) { return {_mm256_and_si256(a.v, b.v)}; }

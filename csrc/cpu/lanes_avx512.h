@@ -39,6 +39,20 @@ struct Avx512 {
     }
 
     static SFF_INLINE F load_table(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static SFF_INLINE U load_bytes(const uint8_t* p) {
+        return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+    }
+    static SFF_INLINE void store_bytes(uint8_t* p, U a) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+    }
+    static SFF_INLINE float largest(F a) { return _mm512_reduce_max_ps(a.v); }
+    static SFF_INLINE void store_upper_halves(BFloat16* p, __m512i x) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)));
+    }
+    static SFF_INLINE void store_upper_halves(BFloat16* p, U a, U b) {
+        store_upper_halves(p, a.v);
+        store_upper_halves(p + lanes, b.v);
+    }
     static SFF_INLINE F load(const float* p) { return {_mm512_loadu_ps(p)}; }
     static SFF_INLINE F load(const BFloat16* p) {
         const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -88,6 +102,12 @@ struct Avx512 {
         _mm512_storeu_ps(x, a.v);
         for (int i = 0; i < lanes; ++i) narrow_stochastic(x[i], h[i], p[i]);
     }
+    static SFF_INLINE void store_stochastic(BFloat16* p, F a, const uint16_t* h) {
+        if (__builtin_expect(_mm512_fpclass_ps_mask(a.v, 0x99) != 0, 0))  // an infinity or a NaN
+            return store_stochastic<BFloat16>(p, a, h);
+        const __m512i halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(h)));
+        store_upper_halves(p, _mm512_add_epi32(_mm512_castps_si512(a.v), halves));
+    }
     static SFF_INLINE void interpolate(double* p, double shrink, double perturb, F draw) {
         const __m512d a = _mm512_set1_pd(shrink), b = _mm512_set1_pd(perturb);
         const __m512d low = _mm512_fmadd_pd(a, _mm512_loadu_pd(p), _mm512_mul_pd(b, _mm512_cvtps_pd(_mm512_castps512_ps256(draw.v))));
@@ -107,6 +127,7 @@ struct Avx512 {
 SFF_INLINE Avx512::F operator+(Avx512::F a, Avx512::F b) { return {_mm512_add_ps(a.v, b.v)}; }
 SFF_INLINE Avx512::F operator-(Avx512::F a, Avx512::F b) { return {_mm512_sub_ps(a.v, b.v)}; }
 SFF_INLINE Avx512::F operator*(Avx512::F a, Avx512::F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+SFF_INLINE Avx512::F operator/(Avx512::F a, Avx512::F b) { return {_mm512_div_ps(a.v, b.v)}; }
 SFF_INLINE Avx512::U operator+(Avx512::U a, Avx512::U b) { return {_mm512_add_epi32(a.v, b.v)}; }
 SFF_INLINE Avx512::U operator-(Avx512::U a, Avx512::U b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 SFF_INLINE Avx512::U operator&(Avx512::U a, Avx512::U b) { return {_mm512_and_si512(a.v, b.v)}; }

@@ -29,6 +29,17 @@ struct Portable {
 
     static SFF_INLINE U load_words(const uint32_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
     static SFF_INLINE F load_table(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
+    static SFF_INLINE U load_bytes(const uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+    static SFF_INLINE void store_bytes(uint8_t* p, U a) {
+        for (int i = 0; i < lanes; ++i) p[i] = static_cast<uint8_t>(a.v[i]);
+    }
+    static SFF_INLINE float largest(F a) { return larger(larger(a.v[0], a.v[1]), larger(a.v[2], a.v[3])); }
+    static SFF_INLINE void store_upper_halves(BFloat16* p, U a, U b) {
+        for (int i = 0; i < lanes; ++i) {
+            p[i].bits = static_cast<uint16_t>(a.v[i] >> 16);
+            p[lanes + i].bits = static_cast<uint16_t>(b.v[i] >> 16);
+        }
+    }
     template <class T>
     static SFF_INLINE F load(const T* p) {
         return {{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}};
@@ -59,6 +70,7 @@ struct Portable {
 SFF_INLINE Portable::F operator+(Portable::F a, Portable::F b) SFF_LANEWISE(F, a.v[i] + b.v[i])
 SFF_INLINE Portable::F operator-(Portable::F a, Portable::F b) SFF_LANEWISE(F, a.v[i] - b.v[i])
 SFF_INLINE Portable::F operator*(Portable::F a, Portable::F b) SFF_LANEWISE(F, a.v[i] * b.v[i])
+SFF_INLINE Portable::F operator/(Portable::F a, Portable::F b) SFF_LANEWISE(F, a.v[i] / b.v[i])
 SFF_INLINE Portable::U operator+(Portable::U a, Portable::U b) SFF_LANEWISE(U, a.v[i] + b.v[i])
 SFF_INLINE Portable::U operator-(Portable::U a, Portable::U b) SFF_LANEWISE(U, a.v[i] - b.v[i])
 SFF_INLINE Portable::U operator&(Portable::U a, Portable::U b) SFF_LANEWISE(U, a.v[i] & b.v[i])

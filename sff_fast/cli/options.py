@@ -15,7 +15,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 STRATEGIES = ("zero-shot", "tfs", "ff", "sff", "lp", "lp-ff")
 SCHEDULES = ("halving", "constant", "cosine")
 PRECISIONS = ("fp32", "bf16")
-OPTIMIZERS = ("adam", "adamw")
+OPTIMIZERS = ("adam", "adamw", "fused-adam", "fused-adamw")
 FILLS = ("interpolate", "ffill")
 
 COUNT = Integer(1)

@@ -1,7 +1,7 @@
 """The optimizers that a fine-tuning run can name.
 
 An optimizer registers a factory under the name that ``finetune(optimizer=...)`` and ``--optimizer`` accept. ``adam`` and
-``adamw`` are torch's fused implementations; :func:`register_optimizer` adds others.
+``adamw`` are torch's fused implementations, ``fused-adam`` and ``fused-adamw`` ours; :func:`register_optimizer` adds others.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from ..errors import ArgumentError
+from .fused_adamw import FusedAdam, FusedAdamW
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter], float, float], torch.optim.Optimizer]
 
@@ -76,3 +77,13 @@ def _adam(params: list[torch.nn.Parameter], lr: float, weight_decay: float) -> t
 @register_optimizer("adamw")
 def _adamw(params: list[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+@register_optimizer("fused-adam")
+def _fused_adam(params: list[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    return FusedAdam(params, lr=lr, weight_decay=weight_decay)
+
+
+@register_optimizer("fused-adamw")
+def _fused_adamw(params: list[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    return FusedAdamW(params, lr=lr, weight_decay=weight_decay)

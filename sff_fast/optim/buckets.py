@@ -1,0 +1,263 @@
+"""Parameters of one group and dtype whose states lie flat in memory, and their part of the kernel table.
+
+Parameters stay where they are: the table holds their addresses. Every step checks these; a parameter that moved
+(``p.data = ...``) is found again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from sff_fast.backends import cpu
+from sff_fast.errors import ArgumentError
+from sff_fast.stream import ROUND, stream_id
+
+from . import reference
+from .state import assign, check_state, state_shapes
+from .task import ADAMW_DTYPE, COMPENSATED, NEAREST, PARAM_DTYPES, STATE_TYPES, STOCHASTIC
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ALIGN = 64
+_NUMPY = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.uint16, torch.uint8: np.uint8}
+_said_moved: set[str] = set()
+
+
+def _zeros(elements: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros whose memory is not touched on the CPU, so that states that are never used cost nothing."""
+    if device.type != "cpu":
+        return torch.zeros(elements, dtype=dtype, device=device)
+    zeros = torch.from_numpy(np.zeros(elements, _NUMPY[dtype]))
+    return zeros if zeros.dtype == dtype else zeros.view(dtype)
+
+
+def is_dense(p: torch.Tensor) -> bool:
+    """Whether a tensor's elements fill one stretch of memory without gaps or overlap."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(p.stride(), p.shape) if size != 1):
+        if stride != expected:
+            return p.numel() == 0
+        expected *= size
+    return True
+
+
+def check_parameter(label: str, p: torch.Tensor, group: Mapping[str, object]) -> None:
+    """Refuse a parameter that the optimizer cannot run.
+
+    Raises:
+        ArgumentError: Naming the parameter.
+    """
+    if p.layout is not torch.strided or p.dtype not in PARAM_DTYPES:
+        kind = p.dtype if p.layout is torch.strided else p.layout
+        raise ArgumentError(
+            f"parameter {label} is {kind}: expected dense float32, bfloat16 or float16, give others to torch.optim.AdamW"
+        )
+    if not is_dense(p):
+        raise ArgumentError(f"parameter {label} has gaps or overlaps in memory (strides {p.stride()}): make it contiguous")
+    if not p.is_contiguous() and (group["state_dtype"] == "int8" or group["stochastic_rounding"]):
+        raise ArgumentError(
+            f"parameter {label} is not contiguous: state_dtype='int8' and stochastic_rounding go by the logical order of "
+            f"elements: make it contiguous, or use float32 or bfloat16 states and nearest rounding"
+        )
+
+
+class Bucket:
+    """Some parameters of one group, dtype and device.
+
+    Args:
+        group: The parameter group; its options are read at every step.
+        params: The parameters.
+        labels: For each its name, or its number in the optimizer as text.
+    """
+
+    def __init__(self, group: dict[str, object], params: Sequence[torch.Tensor], labels: Sequence[str]) -> None:
+        self.group = group
+        self.params = list(params)
+        self.labels = list(labels)
+        self.dtype, self.device = params[0].dtype, params[0].device
+        self.steps = torch.zeros(len(params), dtype=torch.float32)
+        self.amsgrad = bool(group["amsgrad"])
+        self.storing = NEAREST
+        if self.dtype != torch.float32 and group["compensation"] == "kahan":
+            self.storing = COMPENSATED
+        elif self.dtype == torch.bfloat16 and group["stochastic_rounding"]:
+            self.storing = STOCHASTIC
+        self._elements = [p.numel() for p in params]
+        self._contiguous = [p.is_contiguous() for p in params]
+        self._strides = [p.stride() for p in params]
+        self._shapes = [p.shape for p in params]
+        self._allocate()
+        self._make_table()
+
+    @property
+    def native(self) -> bool:
+        """Whether the compiled kernels run this bucket."""
+        return self.device.type == "cpu" and not cpu.why_absent()
+
+    def _allocate(self) -> None:
+        """Flat states, every parameter's part beginning at a multiple of 64 elements."""
+        compensated = self.storing == COMPENSATED
+        parts = [state_shapes(n, self.dtype, self.group["state_dtype"], self.amsgrad, compensated) for n in self._elements]
+        self.flat: dict[str, torch.Tensor] = {}
+        self._parts: list[dict[str, torch.Tensor]] = [{} for _ in parts]
+        for name, (_, dtype) in parts[0].items():
+            sizes = [part[name][0] for part in parts]
+            starts = np.cumsum([0, *(-(-size // _ALIGN) * _ALIGN for size in sizes)]).tolist()
+            self.flat[name] = _zeros(starts[-1], dtype, self.device)
+            for part, start, size in zip(self._parts, starts, sizes):
+                part[name] = self.flat[name][start : start + size]
+
+    def _make_table(self) -> None:
+        table = np.zeros(len(self.params), ADAMW_DTYPE)
+        table["param"] = [p.data_ptr() for p in self.params]
+        table["elements"] = self._elements
+        table["param_dtype"] = PARAM_DTYPES[self.dtype]
+        table["state_type"] = STATE_TYPES[self.group["state_dtype"]]
+        table["storing"] = self.storing
+        if self.storing == STOCHASTIC:
+            table["round_stream"] = [stream_id(label, ROUND) for label in self.labels]
+        for name in self.flat:
+            table[name] = [part[name].data_ptr() for part in self._parts]
+        self.table = table
+
+    def state(self, i: int) -> dict[str, torch.Tensor]:
+        """The state of parameter i: views of the flat memory in the parameter's shape."""
+        state = {"step": self.steps[i]}
+        for name, part in self._parts[i].items():
+            scale = name.endswith("_scale")
+            state[name] = part if scale else part.as_strided(self._shapes[i], self._strides[i], part.storage_offset())
+        return state
+
+    def load(self, i: int, source: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Take over a state of any precision.
+
+        Returns:
+            The state of parameter i.
+        """
+        check_state(self.labels[i], self._shapes[i], source, self.amsgrad)
+        state = self.state(i)
+        state["step"].fill_(float(source["step"]))
+        assign({name: values for name, values in state.items() if name != "step"}, source)
+        return state
+
+    def clear(self, i: int) -> dict[str, torch.Tensor]:
+        """Parameter i before its first step."""
+        state = self.state(i)
+        for values in state.values():
+            values.zero_()
+        return state
+
+    def gradients(self) -> tuple[np.ndarray, list[torch.Tensor]]:
+        """Which parameters have a gradient, and these gradients in the parameters' order of memory.
+
+        Raises:
+            ArgumentError: A gradient or parameter is not what it was or must be; nothing has changed then.
+        """
+        active, grads = [], []
+        for i, p in enumerate(self.params):
+            grad = p.grad
+            if grad is None:
+                continue
+            if p.dtype != self.dtype or p.device != self.device or p.shape != self._shapes[i]:
+                raise ArgumentError(
+                    f"parameter {self.labels[i]} is {p.dtype} {tuple(p.shape)} on {p.device} now, its state was made for "
+                    f"{self.dtype} {tuple(self._shapes[i])} on {self.device}: make a new optimizer and load this one's state_dict"
+                )
+            if grad.layout is not torch.strided or grad.dtype != self.dtype or grad.device != self.device:
+                kind = grad.dtype if grad.layout is torch.strided else grad.layout
+                raise ArgumentError(
+                    f"the gradient of parameter {self.labels[i]} is {kind} on {grad.device}: expected dense {self.dtype} on "
+                    f"{self.device}; for sparse gradients use torch.optim.SparseAdam"
+                )
+            if not (grad.is_contiguous() if self._contiguous[i] else grad.stride() == self._strides[i]):
+                grad = torch.empty_strided(self._shapes[i], self._strides[i], dtype=grad.dtype, device=grad.device).copy_(grad)
+            active.append(i)
+            grads.append(grad)
+        self._find_moved()
+        return np.array(active, np.int64), grads
+
+    def _find_moved(self) -> None:
+        addresses = np.array([p.data_ptr() for p in self.params], np.uint64)
+        moved = np.nonzero(addresses != self.table["param"])[0]
+        if not len(moved):
+            return
+        for i in moved.tolist():
+            p = self.params[i]
+            if p.stride() != self._strides[i]:
+                raise ArgumentError(
+                    f"parameter {self.labels[i]} has the strides {p.stride()} now, its state was made for {self._strides[i]}: "
+                    f"make a new optimizer and load this one's state_dict"
+                )
+        self.table["param"] = addresses
+        if "moved" not in _said_moved:
+            _said_moved.add("moved")
+            logging.getLogger("sff_fast").info(
+                "FusedAdamW: %d parameter(s) moved in memory since the last step, %s first: the step follows them",
+                len(moved),
+                self.labels[moved[0]],
+            )
+
+    def tasks(self, active: np.ndarray, grads: Sequence[torch.Tensor], grad_scale: float, decoupled: bool) -> np.ndarray:
+        """The kernel table of this step; counts the step of every parameter in it."""
+        steps = self.steps.numpy()
+        steps[active] += 1
+        group = self.group
+        lr, eps, decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])
+        beta1, beta2 = (float(beta) for beta in group["betas"])
+        count = steps[active].astype(np.float64)
+        table = self.table[active]
+        table["grad"] = [grad.data_ptr() for grad in grads]
+        table["grad_scale"] = -grad_scale if group["maximize"] else grad_scale
+        table["l2"] = 0.0 if decoupled else decay
+        table["decay"] = 1.0 - lr * decay if decoupled else 1.0
+        table["beta2"], table["eps"] = beta2, eps
+        table["one_minus_beta1"], table["one_minus_beta2"] = 1.0 - beta1, 1.0 - beta2
+        table["correction"] = 1.0 / np.sqrt(1.0 - beta2**count)
+        table["step_size"] = lr / (1.0 - beta1**count)
+        key = np.uint64(int(group["seed"])) + count.astype(np.uint64) * _GOLDEN
+        table["round_seed"], table["dither"] = key, key >> np.uint64(32)
+        return table
+
+    def run_reference(self, active: np.ndarray, grads: Sequence[torch.Tensor], table: np.ndarray) -> None:
+        """The step in plain torch."""
+        for i, grad, task in zip(active.tolist(), grads, table):
+            reference.step(self._flat_view(i, self.params[i].detach()), self._flat_view(i, grad), self._parts[i], task)
+
+    def _flat_view(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        return x.as_strided((self._elements[i],), (1,), x.storage_offset())
+
+
+def make_buckets(group: dict[str, object], labels: Sequence[str], limit: int) -> list[Bucket]:
+    """Cut a group into buckets of consecutive parameters of one dtype and device.
+
+    Args:
+        group: The parameter group.
+        labels: A name for each parameter.
+        limit: Bytes of parameters a bucket may hold; a larger parameter is a bucket alone.
+
+    Raises:
+        ArgumentError: A parameter that the optimizer cannot run.
+    """
+    buckets: list[Bucket] = []
+    part: list[int] = []
+    size = 0
+    params = group["params"]
+
+    def close() -> None:
+        if part:
+            buckets.append(Bucket(group, [params[i] for i in part], [labels[i] for i in part]))
+
+    for i, p in enumerate(params):
+        check_parameter(labels[i], p, group)
+        width = p.numel() * p.element_size()
+        alike = part and params[part[0]].dtype == p.dtype and params[part[0]].device == p.device
+        if part and (not alike or size + width > limit):
+            close()
+            part, size = [], 0
+        part.append(i)
+        size += width
+    close()
+    return buckets

@@ -1,0 +1,322 @@
+"""FusedAdam and FusedAdamW: drop-in optimizers with one native call a step and states of 8, 4 or 2 bytes a parameter."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+
+from sff_fast import backends
+from sff_fast.backends import cpu
+from sff_fast.backends import reference as stream_reference
+from sff_fast.errors import ArgumentError
+
+from . import reference
+from .buckets import Bucket, make_buckets
+from .options import check_max_norm, check_options
+from .release import GradientRelease
+from .torch_state import match_groups, merged_group, torch_state_dict
+
+BUCKET_BYTES = 32 << 20
+"""Bytes of parameters in a bucket: what release_gradients holds at once, besides the layer in flight."""
+
+_OWN = ("max_norm", "release_gradients", "grad_norm", "bucket_bytes")
+
+
+class FusedAdamW(torch.optim.Optimizer):
+    """AdamW (decoupled weight decay), as ``torch.optim.AdamW``.
+
+    Args:
+        params: Parameters, named parameters or parameter groups. Names address the stochastic rounding; without them a
+            parameter's number does.
+        lr: Learning rate, a number or a tensor of one element. Default 1e-3.
+        betas: Decay of the first and second moment. Default (0.9, 0.999).
+        eps: Added to the denominator. Default 1e-8.
+        weight_decay: Decoupled weight decay. Default 0.01.
+        amsgrad: Divide by the largest second moment so far. Default False.
+        maximize: Ascend instead. Default False.
+        state_dtype: Precision of both moments: ``"float32"`` (default), ``"bfloat16"`` or ``"int8"`` (block-wise).
+        stochastic_rounding: Round bfloat16 parameters stochastically (random stream v1). Default False.
+        seed: Seed of the stochastic rounding and of the dither of bfloat16 and int8 second moments. Default 0.
+        compensation: ``"kahan"`` keeps what rounding takes from bfloat16 and float16 parameters in a second tensor of their
+            dtype. Default None.
+        release_gradients: Step inside the backward pass, a bucket at a time, and free the gradients; ``step()`` then only
+            does what is left. Default False.
+        max_norm: Clip the gradient by its global norm, as ``torch.nn.utils.clip_grad_norm_`` but without writing it.
+            Default None: do not.
+        bucket_bytes: Bytes of parameters a bucket holds. Default 32 MiB.
+
+    Every option but ``max_norm``, ``release_gradients`` and ``bucket_bytes`` may differ from group to group.
+
+    Raises:
+        ArgumentError: An option or a parameter is not what it must be.
+
+    Source: Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019.
+    """
+
+    _decoupled = True
+    _peer = torch.optim.AdamW
+    _step_supports_amp_scaling = True  # GradScaler hands over grad_scale and found_inf instead of unscaling by itself
+
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, object]] | Iterable[tuple[str, torch.Tensor]],
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        amsgrad: bool = False,
+        maximize: bool = False,
+        state_dtype: str = "float32",
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        compensation: str | None = None,
+        release_gradients: bool = False,
+        max_norm: float | None = None,
+        bucket_bytes: int = BUCKET_BYTES,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "state_dtype": state_dtype,
+            "stochastic_rounding": stochastic_rounding,
+            "seed": seed,
+            "compensation": compensation,
+        }
+        check_options(defaults)
+        check_max_norm(max_norm, release_gradients)
+        if bucket_bytes < 1:
+            raise ArgumentError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
+        self.max_norm, self.release_gradients, self.bucket_bytes = max_norm, release_gradients, bucket_bytes
+        self.grad_norm: float | None = None  # of the last step, where max_norm is set
+        self._forget_buckets()
+        super().__init__(params, defaults)
+        if release_gradients:
+            self._release_now()
+
+    # ------------------------------------------------------------------ life
+    def add_param_group(self, param_group: dict[str, object]) -> None:
+        """Add a group, as ``torch.optim.Optimizer.add_param_group``.
+
+        Raises:
+            ArgumentError: An option of the group is not what it must be.
+        """
+        super().add_param_group(param_group)
+        try:
+            check_options(self.param_groups[-1])
+        except ArgumentError:
+            self.param_groups.pop()
+            raise
+        if self._release is not None:
+            self._release.attach()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in _OWN}}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        self._forget_buckets()
+        if self.release_gradients:
+            self._release_now()
+
+    def _forget_buckets(self) -> None:
+        """Buckets are made when they are needed, and take over what ``self.state`` holds."""
+        self._bucketed: list[tuple[dict[str, object], list[torch.Tensor], list[Bucket]]] = []
+        self._release: GradientRelease | None = None
+
+    def _release_now(self) -> None:
+        self._release = GradientRelease(self._run, self._buckets)
+        self._release.attach()
+
+    def _buckets(self) -> list[Bucket]:
+        """All buckets, made anew for groups that changed."""
+        number, result = 0, []
+        for k, group in enumerate(self.param_groups):
+            params = group["params"]
+            known = self._bucketed[k] if k < len(self._bucketed) else None
+            if known is None or not self._fits(known, group):
+                names = group.get("param_names") or [str(number + i) for i in range(len(params))]
+                buckets = make_buckets(group, names, self.bucket_bytes)
+                for bucket in buckets:
+                    for i, p in enumerate(bucket.params):
+                        if self.state.get(p):
+                            self.state[p] = bucket.load(i, self.state[p])
+                known = (group, list(params), buckets)
+                self._bucketed[k : k + 1] = [known]
+            result += known[2]
+            number += len(params)
+        del self._bucketed[len(self.param_groups) :]
+        return result
+
+    @staticmethod
+    def _fits(known: tuple[dict[str, object], list[torch.Tensor], list[Bucket]], group: dict[str, object]) -> bool:
+        old_group, params, buckets = known
+        return (
+            old_group is group
+            and len(params) == len(group["params"])
+            and all(p is q for p, q in zip(params, group["params"]))
+            and all(bucket.amsgrad == bool(group["amsgrad"]) for bucket in buckets)
+        )
+
+    # ------------------------------------------------------------------ step
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of all parameters that have a gradient.
+
+        Args:
+            closure: Computes the loss and the gradients again. Default None.
+
+        Returns:
+            The loss of the closure, if there is one.
+
+        Raises:
+            ArgumentError: A parameter or gradient is not what it must be; nothing was changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if self._release is not None:
+            if grad_scale is not None or found_inf is not None:
+                raise ArgumentError(
+                    "release_gradients=True steps inside backward, before GradScaler knows of overflow: train in bfloat16 "
+                    "without a scaler, or use release_gradients=False"
+                )
+            self._release.attach()
+            self._release.flush()
+            return loss
+        if found_inf is not None and float(found_inf) != 0:
+            return loss
+        self._run(self._buckets(), 1.0 if grad_scale is None else 1.0 / float(grad_scale))
+        return loss
+
+    def accumulating(self) -> contextlib.AbstractContextManager[None]:
+        """With release_gradients: backward passes inside only accumulate, the first one outside steps.
+
+        Raises:
+            ArgumentError: The optimizer was made without release_gradients.
+        """
+        if self._release is None:
+            raise ArgumentError(
+                "accumulating() belongs to release_gradients=True: without it, call backward as often as you like"
+            )
+        return self._release.accumulating()
+
+    @torch.no_grad()
+    def _run(self, buckets: list[Bucket], grad_scale: float = 1.0) -> None:
+        work = [(bucket, *bucket.gradients()) for bucket in buckets]
+        work = [(bucket, active, grads) for bucket, active, grads in work if len(active)]
+        if not work:
+            return
+        for bucket, active, _ in work:
+            for i in active.tolist():
+                if not self.state.get(bucket.params[i]):
+                    self.state[bucket.params[i]] = bucket.clear(i)
+        parts = [
+            (bucket, active, grads, bucket.tasks(active, grads, grad_scale, self._decoupled)) for bucket, active, grads in work
+        ]
+        if self.max_norm is not None:
+            self._clip(parts, grad_scale)
+        native = [table for bucket, _, _, table in parts if bucket.native]
+        if native:
+            table = np.concatenate(native) if len(native) > 1 else native[0]
+            cpu._cpu.adamw(table.view(np.uint8), torch.get_num_threads(), cpu.forced_isa())
+            stepped = [bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()]
+            torch.autograd.graph.increment_version(stepped)
+        for bucket, active, grads, table in parts:
+            if not bucket.native:
+                backends.choose("auto", bucket.device)  # says once that the slow way is taken, and why
+                with stream_reference._calling_thread_alone():
+                    bucket.run_reference(active, grads, table)
+
+    def _clip(self, parts: list[tuple[Bucket, np.ndarray, list[torch.Tensor], np.ndarray]], grad_scale: float) -> None:
+        """Scale the gradients of all tables to at most max_norm, as ``torch.nn.utils.clip_grad_norm_`` would."""
+        total = sum(reference.sum_of_squares(g) for bucket, _, grads, _ in parts if not bucket.native for g in grads)
+        native = [table for bucket, _, _, table in parts if bucket.native]
+        if native:
+            table = np.concatenate(native) if len(native) > 1 else native[0]
+            total += cpu._cpu.sum_of_squares(table.view(np.uint8), torch.get_num_threads(), cpu.forced_isa())
+        self.grad_norm = math.sqrt(total) * grad_scale
+        coefficient = self.max_norm / (self.grad_norm + 1e-6)
+        if not coefficient >= 1.0:  # NaN too: it belongs into the parameters, as with torch
+            for _, _, _, table in parts:
+                table["grad_scale"] *= np.float32(coefficient)
+
+    # ------------------------------------------------------------------ state dicts
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Load a state of this class or of ``torch.optim.AdamW`` or ``Adam``, of any precision.
+
+        States are converted to this optimizer's ``state_dtype``; the same precision is taken over bit for bit. Options come
+        from the checkpoint, except ``state_dtype``, ``stochastic_rounding`` and ``compensation``.
+
+        Args:
+            state_dict: As ``state_dict()`` of either class returned it.
+
+        Raises:
+            CheckpointError: It belongs to other parameters or groups, or lacks something; nothing was changed then.
+        """
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            replaced = hook(self, state_dict)
+            if replaced is not None:
+                state_dict = replaced
+        saved_groups = state_dict["param_groups"]
+        owners = match_groups(self.param_groups, saved_groups)
+        merged = [merged_group(group, saved) for group, saved in zip(self.param_groups, saved_groups)]
+        for group in merged:
+            check_options(group)
+        before = (self.state, [dict(group) for group in self.param_groups], self._bucketed)
+        self.state = type(self.state)(dict, {owners.get(k, k): dict(v) for k, v in state_dict["state"].items()})
+        for group, values in zip(self.param_groups, merged):
+            group.update(values)
+        self._bucketed = []
+        try:
+            self._buckets()
+        except Exception:
+            self.state, self._bucketed = before[0], before[2]
+            for group, values in zip(self.param_groups, before[1]):
+                group.clear()
+                group.update(values)
+            raise
+        if self._release is not None:
+            self._release.attach()
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def to_torch_state_dict(self) -> dict[str, object]:
+        """The state as ``torch.optim.AdamW`` (``torch.optim.Adam`` of FusedAdam) would have saved it.
+
+        Returns:
+            A state dict of copies. float32 and bfloat16 moments are exact, int8 ones decoded to float32.
+        """
+        return torch_state_dict(self, self._peer)
+
+
+class FusedAdam(FusedAdamW):
+    """Adam with L2 regularization, as ``torch.optim.Adam``; arguments as :class:`FusedAdamW`, weight_decay 0 by default.
+
+    Source: Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+    """
+
+    _decoupled = False
+    _peer = torch.optim.Adam
+
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, object]] | Iterable[tuple[str, torch.Tensor]],
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **options: object,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, **options)

@@ -1,0 +1,64 @@
+"""What the options of FusedAdam and FusedAdamW may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from sff_fast.errors import ArgumentError
+from sff_fast.stream import check_seed
+
+from .task import STATE_TYPES
+
+STRUCTURE = ("state_dtype", "stochastic_rounding", "compensation")
+"""Options that say how states lie in memory: a loaded checkpoint is converted to them and does not change them."""
+
+TORCH_ONLY = ("foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay")
+"""Options of torch.optim.AdamW that choose among its implementations: a loaded checkpoint's are dropped."""
+
+
+def check_options(group: Mapping[str, object]) -> None:
+    """Refuse options of a parameter group that make no sense.
+
+    Raises:
+        ArgumentError: Naming the option, what was expected and what came.
+    """
+    lr, betas, eps, weight_decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+    if isinstance(lr, torch.Tensor) and lr.numel() != 1:
+        raise ArgumentError(f"lr must be a number or a tensor of one element, got one of {lr.numel()} elements")
+    if not 0 <= float(lr) < math.inf:
+        raise ArgumentError(f"lr must be finite and not negative, got lr={float(lr)}")
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ArgumentError(f"betas must be two numbers, got {betas!r}")
+    for i, beta in enumerate(betas):
+        if not 0 <= float(beta) < 1:
+            raise ArgumentError(f"betas must lie in [0, 1), got betas[{i}]={float(beta)}")
+    if not 0 <= float(eps) < math.inf:
+        raise ArgumentError(f"eps must be finite and not negative, got eps={eps}")
+    if not 0 <= float(weight_decay) < math.inf:
+        raise ArgumentError(f"weight_decay must be finite and not negative, got weight_decay={weight_decay}")
+    if group["state_dtype"] not in STATE_TYPES:
+        raise ArgumentError(f"state_dtype must be one of {', '.join(STATE_TYPES)}, got {group['state_dtype']!r}")
+    if group["compensation"] not in (None, "kahan"):
+        raise ArgumentError(f"compensation must be None or 'kahan', got {group['compensation']!r}")
+    if group["compensation"] and group["stochastic_rounding"]:
+        raise ArgumentError("compensation='kahan' and stochastic_rounding=True exclude each other: choose one")
+    check_seed(group["seed"])
+
+
+def check_max_norm(max_norm: float | None, release_gradients: bool) -> None:
+    """Refuse a bad bound of the gradient's norm, and one that cannot be kept.
+
+    Raises:
+        ArgumentError: Naming the option, what was expected and what came.
+    """
+    if max_norm is None:
+        return
+    if not 0 < float(max_norm) < math.inf:
+        raise ArgumentError(f"max_norm must be finite and above 0, or None, got max_norm={max_norm}")
+    if release_gradients:
+        raise ArgumentError(
+            "max_norm needs all gradients at once, and release_gradients=True frees them one bucket at a time: choose one"
+        )

@@ -1,0 +1,83 @@
+"""Steps inside the backward pass: a bucket is stepped as soon as its gradients are there, and they are freed.
+
+Source: Lv et al., "Full parameter fine-tuning for large language models with limited resources" (LOMO), 2023: the update
+fused into the backward pass; here with Adam's states and a bucket at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from .buckets import Bucket
+
+
+class GradientRelease:
+    """Hooks on parameters that step their bucket during backward.
+
+    Args:
+        step: Steps some buckets with the gradients that are there.
+        buckets: Gives all buckets of the optimizer, as they are now.
+    """
+
+    def __init__(self, step: Callable[[list[Bucket]], None], buckets: Callable[[], list[Bucket]]) -> None:
+        self._step, self._buckets = step, buckets
+        self._handles: dict[int, torch.utils.hooks.RemovableHandle] = {}
+        self._home: dict[int, Bucket] = {}
+        self._ready: dict[int, set[int]] = {}
+        self._flush_queued = False
+        self._accumulating = False
+        self._said_accumulating = False
+
+    def attach(self) -> None:
+        """Put hooks on all parameters that require a gradient and have none; forget former buckets."""
+        buckets = self._buckets()
+        self._home = {id(p): bucket for bucket in buckets for p in bucket.params}
+        self._ready = {id(bucket): set() for bucket in buckets}
+        for bucket in buckets:
+            for p in bucket.params:
+                if p.requires_grad and id(p) not in self._handles:
+                    self._handles[id(p)] = p.register_post_accumulate_grad_hook(self._gradient_is_there)
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """Keep gradients of the backward passes inside; the first one outside uses and frees them."""
+        if not self._said_accumulating:
+            self._said_accumulating = True
+            logging.getLogger("sff_fast").info(
+                "release_gradients: accumulation keeps the whole gradient, only the last backward pass frees it"
+            )
+        self._accumulating = True
+        try:
+            yield
+        finally:
+            self._accumulating = False
+
+    def flush(self) -> None:
+        """Step what has gradients left: buckets some of whose parameters took no part in the backward pass."""
+        self._flush_queued = False
+        left = [bucket for bucket in self._buckets() if any(p.grad is not None for p in bucket.params)]
+        self._finish(left)
+
+    def _gradient_is_there(self, p: torch.Tensor) -> None:
+        if self._accumulating:
+            return
+        if not self._flush_queued:
+            self._flush_queued = True
+            torch.autograd.Variable._execution_engine.queue_callback(self.flush)
+        bucket = self._home[id(p)]
+        ready = self._ready[id(bucket)]
+        ready.add(id(p))
+        if len(ready) == sum(q.requires_grad for q in bucket.params):
+            self._finish([bucket])
+
+    def _finish(self, buckets: list[Bucket]) -> None:
+        for bucket in buckets:
+            self._ready[id(bucket)].clear()
+        self._step(buckets)
+        for bucket in buckets:
+            for p in bucket.params:
+                p.grad = None
