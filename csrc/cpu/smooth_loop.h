@@ -10,6 +10,7 @@
 #include "../core/distributions.h"
 #include "../core/dtypes.h"
 #include "kernel.h"
+#include "lanes_twice.h"
 
 namespace sff {
 namespace SFF_ISA {
@@ -79,8 +80,9 @@ SFF_INLINE void unit_draws(const typename L::Q (&w)[4], const Task& t, typename 
         second = uniform<L>(b, low, width);
     } else {
         words_in_order<L>(w, a, b);
-        first = truncated_normal<L, Kind == kTruncNormalTail>(a, t.p);
-        second = truncated_normal<L, Kind == kTruncNormalTail>(b, t.p);
+        const auto both = truncated_normal<Twice<L>, Kind == kTruncNormalTail>({a, b}, t.p);
+        first = both.a;
+        second = both.b;
     }
 }
 
