@@ -21,8 +21,8 @@ from timing import machine  # noqa: E402
 PAGE = ROOT / "docs" / "exhaustive.md"
 HEAD = """# Exhaustive tests of the CPU kernels
 
-Written by `{command}` (whole: `make test-exhaustive`): every input word of each transform, 10^8 elements of every distribution and
-dtype against the reference backend, distribution tests at 10^8 draws.
+Written by `{command}` (whole: `make test-exhaustive`): every input word of each transform, 10^8 elements of
+every distribution and dtype against the reference backend, distribution tests at 10^8 draws.
 
 | | |
 |---|---|

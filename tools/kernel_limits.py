@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -165,8 +164,9 @@ def rows(ghz: float) -> list[str]:
                     continue  # constants are a run of loads, one multiply-add and stores, inlined elsewhere
                 loop = main_loop(code)
                 cycles, measured = model_cycles(loop), resident_ns(label, dtype, isa)
+                name = str(dtype).removeprefix("torch.")
                 lines.append(
-                    f"| {label} | {str(dtype).removeprefix('torch.')} | {isa} | {len(loop.body) / per:.2f} | {loop.arithmetic / per:.2f} "
+                    f"| {label} | {name} | {isa} | {len(loop.body) / per:.2f} | {loop.arithmetic / per:.2f} "
                     f"| {loop.arithmetic / per / ports:.2f} | {f'{cycles / per:.2f}' if cycles else 'no llvm-mca'} "
                     f"| {measured * ghz:.2f} | {measured:.3f} | {scale[dtype]:.3f} | {max(1.0, measured / scale[dtype]):.2f} |"
                 )
