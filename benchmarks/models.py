@@ -86,7 +86,7 @@ class ChronosBase(nn.Module):
 
 
 def timer() -> nn.Module:
-    """Timer at its published size: 84 million numbers, 67 million of them trained, nearly all uniform."""
+    """Timer at its published size: 67 million parameters, nearly all of them uniform."""
     return Timer(TimerConfig())
 
 

@@ -205,6 +205,20 @@ def test_stochastic_rounding_is_unbiased(dtype, value):
     assert len(x.unique()) == (1 if value == 1.0 else 2)
 
 
+@pytest.mark.parametrize("nan", [False, True], ids=["finite and infinite", "with NaN"])
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_sixteen_bit_pattern_is_rounded_as_in_the_reference(isa, dtype, rounding, nan):
+    patterns = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
+    old = patterns if nan else patterns[~patterns.isnan()]
+    for shrink, perturb in ((1.0, 1e-9), (0.37, 2e-5), (2.0**-9, 0.0), (1.7, 0.3)):
+        new, expected = old.clone(), old.clone()
+        run(isa, tasks_for(new, Constant(1.0), shrink=shrink, perturb=perturb, rounding=rounding))
+        reference.run(tasks_for(expected, Constant(1.0), shrink=shrink, perturb=perturb, rounding=rounding))
+        assert torch.equal(bits(new), bits(expected))
+
+
 def test_rounding_bits_are_uncorrelated_with_the_draw_between_parameters_and_between_steps():
     n = 200_000
     old = weights(n, torch.bfloat16)

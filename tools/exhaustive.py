@@ -7,28 +7,28 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from timing import machine  # noqa: E402
+
 PAGE = ROOT / "docs" / "exhaustive.md"
 HEAD = """# Exhaustive tests of the CPU kernels
 
-Written by `make test-exhaustive` (`{command}`): every input word of each transform, 10^8 elements of every distribution and
-dtype against the reference backend, distribution tests at 10^8 draws.
+Written by `{command}` (whole: `make test-exhaustive`): every input word of each transform, 10^8 elements of
+every distribution and dtype against the reference backend, distribution tests at 10^8 draws.
 
 | | |
 |---|---|
-| date | {date} |
+| date | {date} UTC |
 | machine | {cpu}, {cores} cores |
-| versions | sff_fast {version}, random stream {stream}, torch {torch}, numpy {numpy}, Python {python} |
+| versions | sff_fast {sff_fast}, random stream {stream}, torch {torch}, numpy {numpy}, Python {python} |
 | outcome | {outcome} |
 
 | test | outcome | seconds | result |
@@ -55,32 +55,21 @@ class Collector:
             self.rows.append((name, report.outcome, report.duration, result))
 
 
-def cpu_name() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def page(collector: Collector, seconds: float, command: str) -> str:
-    """The page as Markdown; a run that did not finish says so."""
-    import sff_fast
+def page(collector: Collector, seconds: float, command: str, expression: str) -> str:
+    """The page as Markdown; a run of a part, or one that did not finish, says so."""
     from sff_fast.stream import STREAM_VERSION
 
+    here = machine()
     passed = sum(row[1] == "passed" for row in collector.rows)
     outcome = f"{passed} of {collector.selected} tests passed in {seconds / 60:.0f} minutes"
     if len(collector.rows) < collector.selected:
         outcome += f"; **interrupted: {collector.selected - len(collector.rows)} tests have not run**"
+    if expression:
+        outcome += "; **a part of the tests only: the rest has not run**"
     head = HEAD.format(
         command=command,
-        date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        cpu=cpu_name(),
-        cores=os.cpu_count(),
-        version=sff_fast.__version__,
+        **here,
         stream=STREAM_VERSION,
-        torch=torch.__version__,
-        numpy=np.__version__,
-        python=platform.python_version(),
         outcome=outcome,
     )
     return head + "".join(f"| {name} | {how} | {took:.1f} | {result} |\n" for name, how, took, result in collector.rows)
@@ -93,12 +82,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=PAGE, help="where to write, default docs/exhaustive.md")
     options = parser.parse_args()
     os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT))
     collector, begin = Collector(), time.monotonic()
     arguments = ["tests/test_exhaustive.py", "-m", "exhaustive", "-q", "-p", "no:cacheprovider"]
     code = pytest.main([*arguments, *(["-k", options.expression] if options.expression else [])], plugins=[collector])
     command = "python tools/exhaustive.py" + (f" -k '{options.expression}'" if options.expression else "")
-    options.output.write_text(page(collector, time.monotonic() - begin, command))
+    options.output.write_text(page(collector, time.monotonic() - begin, command, options.expression))
     print(f"written to {options.output}")
     return int(code)
 

@@ -11,15 +11,16 @@ namespace sff {
 namespace SFF_ISA {
 
 struct BFloat16 {
+    static constexpr uint16_t nan = 0x7fc0u;
     uint16_t bits;
 };
 struct Float16 {
+    static constexpr uint16_t nan = 0x7e00u;
     uint16_t bits;
 };
 
 constexpr uint32_t kNan32 = 0x7fc00000u;
 constexpr uint64_t kNan64 = 0x7ff8000000000000ull;
-constexpr uint16_t kNanBFloat16 = 0x7fc0u, kNanFloat16 = 0x7e00u;
 
 SFF_INLINE bool is_nan_bits(uint32_t bits) { return (bits & 0x7fffffffu) > 0x7f800000u; }
 
@@ -35,15 +36,21 @@ SFF_INLINE float widen(Float16 x) {
 
 SFF_INLINE void narrow(float x, float& out) { out = is_nan_bits(to_bits(x)) ? from_bits(kNan32) : x; }
 
+// To nearest even, lanes that are no NaN; the result stands in the low halves.
+template <class L>
+SFF_INLINE typename L::U nearest(typename L::F x, BFloat16) {
+    const auto bits = to_bits(x);
+    return shift_right<16>(bits + (L::u(0x7fffu) + (shift_right<16>(bits) & L::u(1))));
+}
+
 SFF_INLINE void narrow(float x, BFloat16& out) {
-    const uint32_t bits = to_bits(x);
-    out.bits = is_nan_bits(bits) ? kNanBFloat16 : static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+    out.bits = is_nan_bits(to_bits(x)) ? BFloat16::nan : static_cast<uint16_t>(nearest<Scalar>(x, BFloat16{}));
 }
 
 SFF_INLINE void narrow(float x, Float16& out) {
     const uint32_t bits = to_bits(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
     if (magnitude > 0x7f800000u) {
-        out.bits = kNanFloat16;
+        out.bits = Float16::nan;
     } else if (magnitude >= 0x477ff000u) {  // 65520 and above round to infinity
         out.bits = static_cast<uint16_t>(sign | 0x7c00u);
     } else if (magnitude >= 0x38800000u) {  // 2^-14: the normal range
@@ -55,24 +62,28 @@ SFF_INLINE void narrow(float x, Float16& out) {
     }
 }
 
-SFF_INLINE void narrow_stochastic(float x, uint32_t h, BFloat16& out) {
-    const uint32_t bits = to_bits(x);
-    const bool special = (bits & 0x7f800000u) == 0x7f800000u;
-    out.bits = is_nan_bits(bits) ? kNanBFloat16 : static_cast<uint16_t>((special ? bits : bits + h) >> 16);
+// Stochastic rounding of lanes that are no NaN; h has 16 random bits a lane, the result stands in the low halves. An infinity
+// has no fraction that h could carry into.
+template <class L>
+SFF_INLINE typename L::U stochastic(typename L::F x, typename L::U h, BFloat16) {
+    return shift_right<16>(to_bits(x) + h);
 }
 
-SFF_INLINE void narrow_stochastic(float x, uint32_t h, Float16& out) {
-    const uint32_t bits = to_bits(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
-    if (magnitude >= 0x7f800000u) {
-        out.bits = magnitude == 0x7f800000u ? static_cast<uint16_t>(sign | 0x7c00u) : kNanFloat16;
-    } else if (magnitude >= 0x38800000u) {
-        uint32_t half = (magnitude - 0x38000000u + (h >> 3)) >> 13;
-        if (half > 0x7c00u) half = 0x7c00u;
-        out.bits = static_cast<uint16_t>(sign | half);
-    } else {  // units of 2^-24 with 16 binary places kept below them
-        const float units = from_bits(magnitude) * 1099511627776.0f;  // 2^40: exact, below 2^26
-        out.bits = static_cast<uint16_t>(sign | ((static_cast<uint32_t>(units) + h) >> 16));
-    }
+template <class L>
+SFF_INLINE typename L::U stochastic(typename L::F x, typename L::U h, Float16) {
+    using F = typename L::F;
+    const F magnitude = from_bits(to_bits(x) & L::u(0x7fffffffu)), smallest_normal = L::f(6.103515625e-5f);  // 2^-14
+    // From 2^16 on everything is infinity, whose code comes out of 2^16 itself.
+    const auto normal = shift_right<13>(to_bits(smaller(magnitude, L::f(65536.0f))) - L::u(0x38000000u) + shift_right<3>(h));
+    // Below the normal range: units of 2^-24 with 16 binary places kept below them, so 2^40: exact, up to 2^26.
+    const auto units = truncated(smaller(magnitude, smallest_normal) * L::f(1099511627776.0f));
+    const F half = select_less(magnitude, smallest_normal, from_bits(shift_right<16>(units + h)), from_bits(normal));
+    return to_bits(half) | (shift_right<16>(to_bits(x)) & L::u(0x8000u));
+}
+
+template <class T>
+SFF_INLINE void narrow_stochastic(float x, uint32_t h, T& out) {
+    out.bits = is_nan_bits(to_bits(x)) ? T::nan : static_cast<uint16_t>(stochastic<Scalar>(x, h, T{}));
 }
 
 // One element: theta = fma(shrink, theta, perturb * draw). With shrink 0 the old value is not read (it counts as +0), so

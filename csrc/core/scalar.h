@@ -70,6 +70,7 @@ SFF_INLINE uint32_t shift_right(uint32_t x) { return x >> S; }
 template <int S>
 SFF_INLINE uint32_t shift_right_signed(uint32_t x) { return static_cast<uint32_t>(static_cast<int32_t>(x) >> S); }
 SFF_INLINE float signed_to_float(uint32_t x) { return static_cast<float>(static_cast<int32_t>(x)); }
+SFF_INLINE uint32_t truncated(float x) { return static_cast<uint32_t>(static_cast<int32_t>(x)); }  // |x| < 2^31
 SFF_INLINE float select_by_sign(uint32_t sign, float if_set, float if_clear) {
     return static_cast<int32_t>(sign) < 0 ? if_set : if_clear;
 }

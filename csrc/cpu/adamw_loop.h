@@ -70,8 +70,7 @@ SFF_INLINE typename L::F load_param(const P* p, const P* compensation) {
 template <class L, class P, int Store>
 SFF_INLINE void store_params(P* p, P* compensation, typename L::F first, typename L::F second, const uint16_t* h) {
     if constexpr (Store == kStoreStochastic) {
-        L::store_stochastic(p, first, h);
-        L::store_stochastic(p + L::lanes, second, h + L::lanes);
+        L::store_pair_stochastic(p, first, second, h);
     } else {
         L::store_pair(p, first, second);
         if constexpr (Store == kStoreCompensated)

@@ -11,7 +11,7 @@ namespace SFF_ISA {
 struct Avx2 {
     static constexpr int lanes = 8;
     static constexpr int blocks = lanes / 2;
-    static constexpr int interleave = 2;
+    static constexpr int interleave = 6;
     static constexpr const char* name = "avx2";
 
     struct F {
@@ -33,6 +33,15 @@ struct Avx2 {
     }
 
     static SFF_INLINE F load_table(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static SFF_INLINE F load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static SFF_INLINE F load(const BFloat16* p) {
+        const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+        return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))};
+    }
+    static SFF_INLINE F load(const Float16* p) {
+        return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+    }
+
     static SFF_INLINE U load_bytes(const uint8_t* p) {
         return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
     }
@@ -46,14 +55,6 @@ struct Avx2 {
         x = _mm_max_ps(x, _mm_movehl_ps(x, x));
         return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
     }
-    static SFF_INLINE F load(const float* p) { return {_mm256_loadu_ps(p)}; }
-    static SFF_INLINE F load(const BFloat16* p) {
-        const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-        return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))};
-    }
-    static SFF_INLINE F load(const Float16* p) {
-        return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-    }
 
     static SFF_INLINE bool any_nan(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_UNORD_Q)) != 0; }
     template <class T>
@@ -64,23 +65,8 @@ struct Avx2 {
         for (int i = 0; i < 2 * lanes; ++i) narrow(x[i], p[i]);
     }
     static SFF_INLINE void store(float* p, F a) { _mm256_storeu_ps(p, a.v); }
-    static SFF_INLINE void store(BFloat16* p, F a) {
-        const __m256i bits = _mm256_castps_si256(a.v), one = _mm256_set1_epi32(1);
-        const __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
-        const __m256i sum = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff)));
-        store_upper_halves(p, sum);
-    }
     static SFF_INLINE void store(Float16* p, F a) {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-    }
-    static SFF_INLINE void store_upper_halves(BFloat16* p, __m256i x) {
-        const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
-        const __m256i ordered = _mm256_permute4x64_epi64(packed, 0xD8);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(ordered));
-    }
-    static SFF_INLINE void store_upper_halves(BFloat16* p, U a, U b) {
-        store_upper_halves(p, a.v);
-        store_upper_halves(p + lanes, b.v);
     }
     template <class T>
     static SFF_INLINE void store_pair(T* p, F a, F b) {
@@ -88,19 +74,27 @@ struct Avx2 {
         store(p, a);
         store(p + lanes, b);
     }
+    static SFF_INLINE void store_pair(BFloat16* p, F a, F b);
+    static SFF_INLINE U load_halves(const uint16_t* p) {
+        return {_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+    }
+    // The low halves of both, which must be below 2^16.
+    static SFF_INLINE void store_half_pair(void* p, U a, U b) {
+        const __m256i ordered = _mm256_permute4x64_epi64(_mm256_packus_epi32(a.v, b.v), 0xD8);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), ordered);
+    }
+    static SFF_INLINE void store_upper_halves(BFloat16* p, U a, U b) {
+        store_half_pair(p, {_mm256_srli_epi32(a.v, 16)}, {_mm256_srli_epi32(b.v, 16)});
+    }
     template <class T>
-    static SFF_INLINE void store_stochastic(T* p, F a, const uint16_t* h) {
-        float x[lanes];
+    static __attribute__((noinline, cold)) void store_pair_stochastic_with_nan(T* p, F a, F b, const uint16_t* h) {
+        float x[2 * lanes];
         _mm256_storeu_ps(x, a.v);
-        for (int i = 0; i < lanes; ++i) narrow_stochastic(x[i], h[i], p[i]);
+        _mm256_storeu_ps(x + lanes, b.v);
+        for (int i = 0; i < 2 * lanes; ++i) narrow_stochastic(x[i], h[i], p[i]);
     }
-    static SFF_INLINE void store_stochastic(BFloat16* p, F a, const uint16_t* h) {
-        const __m256 finite = _mm256_cmp_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v),
-                                            _mm256_castsi256_ps(_mm256_set1_epi32(0x7f800000)), _CMP_LT_OQ);
-        if (__builtin_expect(_mm256_movemask_ps(finite) != 0xff, 0)) return store_stochastic<BFloat16>(p, a, h);
-        const __m256i halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(h)));
-        store_upper_halves(p, _mm256_add_epi32(_mm256_castps_si256(a.v), halves));
-    }
+    template <class T>
+    static SFF_INLINE void store_pair_stochastic(T* p, F a, F b, const uint16_t* h);
     static SFF_INLINE void interpolate(double* p, double shrink, double perturb, F draw) {
         const __m256d a = _mm256_set1_pd(shrink), b = _mm256_set1_pd(perturb);
         const __m256d low = _mm256_fmadd_pd(a, _mm256_loadu_pd(p), _mm256_mul_pd(b, _mm256_cvtps_pd(_mm256_castps256_ps128(draw.v))));
@@ -119,8 +113,8 @@ struct Avx2 {
 
 SFF_INLINE Avx2::F operator+(Avx2::F a, Avx2::F b) { return {_mm256_add_ps(a.v, b.v)}; }
 SFF_INLINE Avx2::F operator-(Avx2::F a, Avx2::F b) { return {_mm256_sub_ps(a.v, b.v)}; }
-SFF_INLINE Avx2::F operator*(Avx2::F a, Avx2::F b) { return {_mm256_mul_ps(a.v, b.v)}; }
 SFF_INLINE Avx2::F operator/(Avx2::F a, Avx2::F b) { return {_mm256_div_ps(a.v, b.v)}; }
+SFF_INLINE Avx2::F operator*(Avx2::F a, Avx2::F b) { return {_mm256_mul_ps(a.v, b.v)}; }
 SFF_INLINE Avx2::U operator+(Avx2::U a, Avx2::U b) { return {_mm256_add_epi32(a.v, b.v)}; }
 SFF_INLINE Avx2::U operator-(Avx2::U a, Avx2::U b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 SFF_INLINE Avx2::U operator&(Avx2::U a, Avx2::U b) { return {_mm256_and_si256(a.v, b.v)}; }
@@ -131,6 +125,7 @@ SFF_INLINE Avx2::F square_root(Avx2::F a) { return {_mm256_sqrt_ps(a.v)}; }
 SFF_INLINE Avx2::U to_bits(Avx2::F a) { return {_mm256_castps_si256(a.v)}; }
 SFF_INLINE Avx2::F from_bits(Avx2::U a) { return {_mm256_castsi256_ps(a.v)}; }
 SFF_INLINE Avx2::F signed_to_float(Avx2::U a) { return {_mm256_cvtepi32_ps(a.v)}; }
+SFF_INLINE Avx2::U truncated(Avx2::F a) { return {_mm256_cvttps_epi32(a.v)}; }
 template <int S>
 SFF_INLINE Avx2::U shift_left(Avx2::U a) { return {_mm256_slli_epi32(a.v, S)}; }
 template <int S>
@@ -163,6 +158,16 @@ SFF_INLINE void interleave_floats(Avx2::F a, Avx2::F b, Avx2::F& low, Avx2::F& h
     high = {_mm256_unpackhi_ps(a.v, b.v)};
 }
 SFF_INLINE void store_words(uint32_t* p, Avx2::U a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
+
+template <class T>
+SFF_INLINE void Avx2::store_pair_stochastic(T* p, F a, F b, const uint16_t* h) {
+    if (__builtin_expect(any_nan(a, b), 0)) return store_pair_stochastic_with_nan(p, a, b, h);
+    store_half_pair(p, stochastic<Avx2>(a, load_halves(h), T{}), stochastic<Avx2>(b, load_halves(h + lanes), T{}));
+}
+SFF_INLINE void Avx2::store_pair(BFloat16* p, F a, F b) {
+    if (__builtin_expect(any_nan(a, b), 0)) return store_pair_with_nan(p, a, b);
+    store_half_pair(p, nearest<Avx2>(a, BFloat16{}), nearest<Avx2>(b, BFloat16{}));
+}
 
 }  // namespace SFF_ISA
 }  // namespace sff

@@ -39,20 +39,6 @@ struct Avx512 {
     }
 
     static SFF_INLINE F load_table(const float* p) { return {_mm512_loadu_ps(p)}; }
-    static SFF_INLINE U load_bytes(const uint8_t* p) {
-        return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-    }
-    static SFF_INLINE void store_bytes(uint8_t* p, U a) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
-    }
-    static SFF_INLINE float largest(F a) { return _mm512_reduce_max_ps(a.v); }
-    static SFF_INLINE void store_upper_halves(BFloat16* p, __m512i x) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)));
-    }
-    static SFF_INLINE void store_upper_halves(BFloat16* p, U a, U b) {
-        store_upper_halves(p, a.v);
-        store_upper_halves(p + lanes, b.v);
-    }
     static SFF_INLINE F load(const float* p) { return {_mm512_loadu_ps(p)}; }
     static SFF_INLINE F load(const BFloat16* p) {
         const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -61,6 +47,14 @@ struct Avx512 {
     static SFF_INLINE F load(const Float16* p) {
         return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
     }
+
+    static SFF_INLINE U load_bytes(const uint8_t* p) {
+        return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+    }
+    static SFF_INLINE void store_bytes(uint8_t* p, U a) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+    }
+    static SFF_INLINE float largest(F a) { return _mm512_reduce_max_ps(a.v); }
 
     static SFF_INLINE bool any_nan(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q) != 0; }
     template <class T>
@@ -74,12 +68,6 @@ struct Avx512 {
     static SFF_INLINE void store(Float16* p, F a) {
         const __m256i x = _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x);
-    }
-    static SFF_INLINE void store(BFloat16* p, F a) {
-        const __m512i bits = _mm512_castps_si512(a.v);
-        const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16)));
     }
     template <class T>
     static SFF_INLINE void store_pair(T* p, F a, F b) {
@@ -95,19 +83,29 @@ struct Avx512 {
         if (__builtin_expect(special != 0, 0)) return store_pair_with_nan(p, a, b);
         _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v));
     }
+#else
+    static SFF_INLINE void store_pair(BFloat16* p, F a, F b);
 #endif
+    static SFF_INLINE U load_halves(const uint16_t* p) {
+        return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+    }
+    // The low halves of both, which must be below 2^16.
+    static SFF_INLINE void store_half_pair(void* p, U a, U b) {
+        const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+        _mm512_storeu_si512(p, _mm512_permutexvar_epi64(order, _mm512_packus_epi32(a.v, b.v)));
+    }
+    static SFF_INLINE void store_upper_halves(BFloat16* p, U a, U b) {
+        store_half_pair(p, {_mm512_srli_epi32(a.v, 16)}, {_mm512_srli_epi32(b.v, 16)});
+    }
     template <class T>
-    static SFF_INLINE void store_stochastic(T* p, F a, const uint16_t* h) {
-        float x[lanes];
+    static __attribute__((noinline, cold)) void store_pair_stochastic_with_nan(T* p, F a, F b, const uint16_t* h) {
+        float x[2 * lanes];
         _mm512_storeu_ps(x, a.v);
-        for (int i = 0; i < lanes; ++i) narrow_stochastic(x[i], h[i], p[i]);
+        _mm512_storeu_ps(x + lanes, b.v);
+        for (int i = 0; i < 2 * lanes; ++i) narrow_stochastic(x[i], h[i], p[i]);
     }
-    static SFF_INLINE void store_stochastic(BFloat16* p, F a, const uint16_t* h) {
-        if (__builtin_expect(_mm512_fpclass_ps_mask(a.v, 0x99) != 0, 0))  // an infinity or a NaN
-            return store_stochastic<BFloat16>(p, a, h);
-        const __m512i halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(h)));
-        store_upper_halves(p, _mm512_add_epi32(_mm512_castps_si512(a.v), halves));
-    }
+    template <class T>
+    static SFF_INLINE void store_pair_stochastic(T* p, F a, F b, const uint16_t* h);
     static SFF_INLINE void interpolate(double* p, double shrink, double perturb, F draw) {
         const __m512d a = _mm512_set1_pd(shrink), b = _mm512_set1_pd(perturb);
         const __m512d low = _mm512_fmadd_pd(a, _mm512_loadu_pd(p), _mm512_mul_pd(b, _mm512_cvtps_pd(_mm512_castps512_ps256(draw.v))));
@@ -126,8 +124,8 @@ struct Avx512 {
 
 SFF_INLINE Avx512::F operator+(Avx512::F a, Avx512::F b) { return {_mm512_add_ps(a.v, b.v)}; }
 SFF_INLINE Avx512::F operator-(Avx512::F a, Avx512::F b) { return {_mm512_sub_ps(a.v, b.v)}; }
-SFF_INLINE Avx512::F operator*(Avx512::F a, Avx512::F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 SFF_INLINE Avx512::F operator/(Avx512::F a, Avx512::F b) { return {_mm512_div_ps(a.v, b.v)}; }
+SFF_INLINE Avx512::F operator*(Avx512::F a, Avx512::F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 SFF_INLINE Avx512::U operator+(Avx512::U a, Avx512::U b) { return {_mm512_add_epi32(a.v, b.v)}; }
 SFF_INLINE Avx512::U operator-(Avx512::U a, Avx512::U b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 SFF_INLINE Avx512::U operator&(Avx512::U a, Avx512::U b) { return {_mm512_and_si512(a.v, b.v)}; }
@@ -138,6 +136,7 @@ SFF_INLINE Avx512::F square_root(Avx512::F a) { return {_mm512_sqrt_ps(a.v)}; }
 SFF_INLINE Avx512::U to_bits(Avx512::F a) { return {_mm512_castps_si512(a.v)}; }
 SFF_INLINE Avx512::F from_bits(Avx512::U a) { return {_mm512_castsi512_ps(a.v)}; }
 SFF_INLINE Avx512::F signed_to_float(Avx512::U a) { return {_mm512_cvtepi32_ps(a.v)}; }
+SFF_INLINE Avx512::U truncated(Avx512::F a) { return {_mm512_cvttps_epi32(a.v)}; }
 template <int S>
 SFF_INLINE Avx512::U shift_left(Avx512::U a) { return {_mm512_slli_epi32(a.v, S)}; }
 template <int S>
@@ -172,6 +171,18 @@ SFF_INLINE void interleave_floats(Avx512::F a, Avx512::F b, Avx512::F& low, Avx5
     high = {_mm512_unpackhi_ps(a.v, b.v)};
 }
 SFF_INLINE void store_words(uint32_t* p, Avx512::U a) { _mm512_storeu_si512(p, a.v); }
+
+template <class T>
+SFF_INLINE void Avx512::store_pair_stochastic(T* p, F a, F b, const uint16_t* h) {
+    if (__builtin_expect(any_nan(a, b), 0)) return store_pair_stochastic_with_nan(p, a, b, h);
+    store_half_pair(p, stochastic<Avx512>(a, load_halves(h), T{}), stochastic<Avx512>(b, load_halves(h + lanes), T{}));
+}
+#ifndef SFF_NATIVE_BF16
+SFF_INLINE void Avx512::store_pair(BFloat16* p, F a, F b) {
+    if (__builtin_expect(any_nan(a, b), 0)) return store_pair_with_nan(p, a, b);
+    store_half_pair(p, nearest<Avx512>(a, BFloat16{}), nearest<Avx512>(b, BFloat16{}));
+}
+#endif
 
 }  // namespace SFF_ISA
 }  // namespace sff

@@ -52,8 +52,11 @@ struct Portable {
         }
     }
     template <class T>
-    static SFF_INLINE void store_stochastic(T* p, F a, const uint16_t* h) {
-        for (int i = 0; i < lanes; ++i) narrow_stochastic(a.v[i], h[i], p[i]);
+    static SFF_INLINE void store_pair_stochastic(T* p, F a, F b, const uint16_t* h) {
+        for (int i = 0; i < lanes; ++i) {
+            narrow_stochastic(a.v[i], h[i], p[i]);
+            narrow_stochastic(b.v[i], h[lanes + i], p[lanes + i]);
+        }
     }
     static SFF_INLINE void interpolate(double* p, double shrink, double perturb, F draw) {
         for (int i = 0; i < lanes; ++i) p[i] = interpolated(p[i], shrink, perturb, draw.v[i]);

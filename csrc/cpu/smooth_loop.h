@@ -10,11 +10,12 @@
 #include "../core/distributions.h"
 #include "../core/dtypes.h"
 #include "kernel.h"
+#include "lanes_twice.h"
 
 namespace sff {
 namespace SFF_ISA {
 
-constexpr int64_t kStrip = 512;          // elements whose rounding bits are drawn at once
+constexpr int64_t kStrip = 1536;         // elements whose rounding bits are drawn at once: whole groups of interleaved units
 constexpr int kPrefetchBytes = 2048;     // measured: without it the hardware prefetcher stops at every page
 
 template <class L>
@@ -41,8 +42,8 @@ SFF_INLINE void apply_pair(T* p, typename L::F first, typename L::F second, cons
 
 template <class L, class T>
 SFF_INLINE void apply_pair_stochastic(T* p, typename L::F first, typename L::F second, const Coefficients<L>& c, const uint16_t* h) {
-    L::store_stochastic(p, fused(c.shrink, L::load(p), c.perturb * first), h);
-    L::store_stochastic(p + L::lanes, fused(c.shrink, L::load(p + L::lanes), c.perturb * second), h + L::lanes);
+    L::store_pair_stochastic(p, fused(c.shrink, L::load(p), c.perturb * first),
+                             fused(c.shrink, L::load(p + L::lanes), c.perturb * second), h);
 }
 
 template <class L>
@@ -79,8 +80,9 @@ SFF_INLINE void unit_draws(const typename L::Q (&w)[4], const Task& t, typename 
         second = uniform<L>(b, low, width);
     } else {
         words_in_order<L>(w, a, b);
-        first = truncated_normal<L, Kind == kTruncNormalTail>(a, t.p);
-        second = truncated_normal<L, Kind == kTruncNormalTail>(b, t.p);
+        const auto both = truncated_normal<Twice<L>, Kind == kTruncNormalTail>({a, b}, t.p);
+        first = both.a;
+        second = both.b;
     }
 }
 
@@ -173,29 +175,41 @@ void draw_run(T* p, int64_t n, uint64_t draw, const uint16_t* h, const Task& tas
     }
 }
 
+// The words of J units from `block` on, in order.
+template <class L, int J>
+SFF_INLINE void store_unit_words(uint64_t block, const PhiloxKey& key, uint32_t* out) {
+    typename L::Q c[J][4];
+    unit_words<L, J>(block, key, c);
+    SFF_UNROLL
+    for (int j = 0; j < J; ++j) {
+        typename L::U first, second;
+        words_in_order<L>(c[j], first, second);
+        store_words(out + 2 * j * L::lanes, first);
+        store_words(out + (2 * j + 1) * L::lanes, second);
+    }
+}
+
 // Rounding bits of elements [index, index + n): 16-bit half i mod 8 of block i div 8. Returns the place of the first.
+// `words` has room for a unit more than that.
 template <class L>
-const uint16_t* rounding_bits(const Task& t, uint64_t index, int64_t n, uint32_t* words) {
+__attribute__((noinline)) const uint16_t* rounding_bits(const Task& t, uint64_t index, int64_t n, uint32_t* words) {
+    constexpr int many = L::interleave;
     uint64_t block = index >> 3;
     const int skip = static_cast<int>(index & 7);
+    int64_t left = (n + skip + 7) / 8;  // blocks
+    const bool wraps = (block | 0xffffffffull) - block < static_cast<uint64_t>(left) + L::blocks;
+    const PhiloxKey key = philox_key(t.round_seed, t.round_stream, static_cast<uint32_t>(block >> 32));
     uint32_t* out = words;
-    for (int64_t left = n + skip; left > 0; left -= 8 * L::blocks, block += L::blocks, out += 2 * L::lanes) {
-        const uint64_t until_wrap = (block | 0xffffffffull) + 1 - block;
-        if (until_wrap < static_cast<uint64_t>(L::blocks)) {  // once in 2^35 elements
-            for (int b = 0; b < L::blocks; ++b) {
-                uint32_t w[4];
-                philox_block(t.round_seed, t.round_stream, block + static_cast<uint64_t>(b), w);
-                memcpy(out + 4 * b, w, sizeof w);
-            }
-            continue;
+    if (wraps) {  // once in 2^35 elements
+        for (; left > 0; --left, ++block, out += 4) {
+            uint32_t w[4];
+            philox_block(t.round_seed, t.round_stream, block, w);
+            memcpy(out, w, sizeof w);
         }
-        typename L::Q c[1][4];
-        typename L::U first, second;
-        unit_words<L, 1>(block, philox_key(t.round_seed, t.round_stream, static_cast<uint32_t>(block >> 32)), c);
-        words_in_order<L>(c[0], first, second);
-        store_words(out, first);
-        store_words(out + L::lanes, second);
     }
+    for (; left > (many - 1) * L::blocks; left -= many * L::blocks, block += many * L::blocks, out += 2 * many * L::lanes)
+        store_unit_words<L, many>(block, key, out);
+    for (; left > 0; left -= L::blocks, block += L::blocks, out += 2 * L::lanes) store_unit_words<L, 1>(block, key, out);
     return reinterpret_cast<const uint16_t*>(words) + skip;
 }
 
@@ -203,7 +217,7 @@ template <class L, class T, int Kind>
 void run_kind(T* p, int64_t n, uint64_t draw, uint64_t logical, const Task& t) {
     if constexpr (std::is_same<T, BFloat16>::value || std::is_same<T, Float16>::value) {
         if (t.rounding == kStochastic) {
-            uint32_t words[(kStrip + 8) / 2 + 4 * L::lanes];
+            uint32_t words[(kStrip + 8) / 2 + 2 * L::lanes];
             for (int64_t i = 0; i < n; i += kStrip) {
                 const int64_t count = n - i < kStrip ? n - i : kStrip;
                 const uint16_t* h = rounding_bits<L>(t, logical + static_cast<uint64_t>(i), count, words);
@@ -236,7 +250,8 @@ void run_strided(T* p, int64_t memory_stride, uint64_t draw, int64_t draw_stride
     float draws[4] = {};
     uint32_t words[4] = {};
     uint64_t have_block = ~0ull, have_round = ~0ull;
-    for (int64_t i = 0; i < n; ++i, p += memory_stride, draw += static_cast<uint64_t>(draw_stride), logical += static_cast<uint64_t>(logical_stride)) {
+    for (int64_t i = 0; i < n; ++i, draw += static_cast<uint64_t>(draw_stride), logical += static_cast<uint64_t>(logical_stride)) {
+        T& element = p[i * memory_stride];  // no pointer steps past the last one: a stride may be huge where n is 1
         float r;
         if (t.distribution == kConstant) {
             r = t.p[0];
@@ -247,17 +262,17 @@ void run_strided(T* p, int64_t memory_stride, uint64_t draw, int64_t draw_stride
             r = draws[draw & 3];
         }
         if constexpr (std::is_same<T, double>::value) {
-            *p = interpolated(*p, t.shrink, t.perturb, r);
+            element = interpolated(element, t.shrink, t.perturb, r);
         } else {
-            const float x = interpolated(*p, static_cast<float>(t.shrink), static_cast<float>(t.perturb), r);
+            const float x = interpolated(element, static_cast<float>(t.shrink), static_cast<float>(t.perturb), r);
             if constexpr (!std::is_same<T, float>::value) {
                 if (t.rounding == kStochastic) {
                     if ((logical >> 3) != have_round) philox_block(t.round_seed, t.round_stream, have_round = logical >> 3, words);
-                    narrow_stochastic(x, (words[(logical >> 1) & 3] >> (16 * (logical & 1))) & 0xffffu, *p);
+                    narrow_stochastic(x, (words[(logical >> 1) & 3] >> (16 * (logical & 1))) & 0xffffu, element);
                     continue;
                 }
             }
-            narrow(x, *p);
+            narrow(x, element);
         }
     }
 }

@@ -1,0 +1,204 @@
+"""Writes ``docs/kernel-limits.md``: what bounds the CPU kernels, from their machine code and from runs inside the cache.
+
+For the main loop of each distribution: instructions and vector operations an element counted in the object code, the cycles
+that the vector ports need for them, the model of llvm-mca where it is installed, and the measured time on a buffer that stays
+in the second-level cache, in cycles at a frequency measured beside it.
+
+Needs objdump and g++; run from the repository root on an idle machine: ``python tools/kernel_limits.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from kernels import DISTRIBUTIONS, forced_isa, tasks_for  # noqa: E402
+from timing import machine  # noqa: E402
+
+from sff_fast import table  # noqa: E402
+from sff_fast.backends import cpu  # noqa: E402
+
+PAGE = ROOT / "docs" / "kernel-limits.md"
+KINDS = {"constant": 0, "uniform": 1, "normal": 2, "trunc_normal": 3}
+TYPES = {"float": torch.float32, "BFloat16": torch.bfloat16}
+# Namespace, lane class, forced name, elements an iteration (2 * lanes * interleave of csrc/cpu/lanes_*.h), vector ports that
+# take arithmetic of this width (Intel since Skylake-SP: 0 and 5 with 512 bits; 0, 1 and 5 with 256).
+ISAS = {"avx512bf16": ("Avx512", "avx512", 192, 2), "avx2": ("Avx2", "avx2", 96, 3)}
+CLOCK = """
+#include <chrono>
+#include <cstdio>
+int main() {
+    double best = 0;
+    for (int k = 0; k < 50; ++k) {
+        const auto begin = std::chrono::steady_clock::now();
+        unsigned long x = 1;
+        for (int i = 0; i < 200000; ++i) asm volatile("imul %0,%0\\nimul %0,%0\\nimul %0,%0\\nimul %0,%0" : "+r"(x));
+        const double ns = std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count();
+        if (200000 * 12 / ns > best) best = 200000 * 12 / ns;
+    }
+    std::printf("%.3f", best);
+}
+"""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The main loop of a kernel.
+
+    Attributes:
+        body: Its instructions as objdump prints them.
+    """
+
+    body: tuple[str, ...]
+
+    @property
+    def arithmetic(self) -> int:
+        """Vector instructions that need an arithmetic or shuffle port: all but moves, broadcasts and conversions in memory."""
+        vector = [line for line in self.body if re.search(r"%[zy]mm", line)]
+        moves = re.compile(r"^(vmov(?!sh|sl)|vbroadcast\S+ +[^%]*\(|vpbroadcast\S+ +[^%]*\()")
+        return sum(not moves.match(line) for line in vector)
+
+
+def disassembled() -> dict[str, list[tuple[int, str]]]:
+    """Function to (address, instruction) for all of the native module."""
+    done = subprocess.run(
+        ["objdump", "-d", "-C", "--no-show-raw-insn", cpu._cpu.__file__], capture_output=True, text=True, check=True
+    )
+    functions: dict[str, list[tuple[int, str]]] = {}
+    current: list[tuple[int, str]] = []
+    for line in done.stdout.splitlines():
+        if line.endswith(">:"):
+            current = functions.setdefault(line.split(" ", 1)[1][1:-2], [])
+        elif ":\t" in line:
+            address, text = line.split(":\t", 1)
+            current.append((int(address, 16), re.sub(r"\s+", " ", text.split("#")[0].split("<")[0]).strip()))
+    return functions
+
+
+def main_loop(code: list[tuple[int, str]]) -> Loop:
+    """The innermost loop with most prefetches."""
+    found: list[tuple[int, ...]] = []
+    place = {address: i for i, (address, _) in enumerate(code)}
+    for i, (_, text) in enumerate(code):
+        jump = re.match(r"j\w+ ([0-9a-f]+)$", text)
+        begin = place.get(int(jump.group(1), 16), i) if jump else i
+        if begin < i:
+            lines = sum(t.startswith("prefetch") for _, t in code[begin : i + 1])
+            found.append((lines, begin, i))
+    inner = [f for f in found if not any(f[1] <= g[1] and g[2] <= f[2] and g != f and g[0] > 0 for g in found)]
+    _, begin, end = max(inner)
+    return Loop(tuple(text for _, text in code[begin : end + 1]))
+
+
+def model_cycles(loop: Loop) -> float | None:
+    """Cycles an iteration by llvm-mca's model of Sapphire Rapids, None where it is not installed."""
+    program = next((found for name in ("llvm-mca", "llvm-mca-16") if (found := shutil.which(name))), None)
+    if program is None:
+        return None
+    body = "\n".join(text for text in loop.body if not re.match(r"(j\w+|call) ", text))
+    command = [program, "-mcpu=sapphirerapids", "-iterations=100"]
+    done = subprocess.run(command, input=body + "\n", capture_output=True, text=True, check=False)
+    total = re.search(r"Total Cycles: +(\d+)", done.stdout)
+    return int(total.group(1)) / 100 if total else None
+
+
+def resident_ns(label: str, dtype: torch.dtype, isa: str) -> float:
+    """Nanoseconds an element within the second-level cache: the slope between two lengths, smallest times of many."""
+    lengths = (64_512, 193_536)  # 0.25 and 0.75 MiB in fp32; whole loop iterations
+    tensors = [torch.zeros(n, dtype=dtype) for n in lengths]
+    packed = [table.pack(tasks_for(x, DISTRIBUTIONS[label])) for x in tensors]
+    best = [float("inf")] * 2
+    with forced_isa(isa):
+        for _ in range(400):
+            for i, records in enumerate(packed):
+                begin = time.perf_counter_ns()
+                cpu._cpu.smooth(records, 1, isa)
+                best[i] = min(best[i], time.perf_counter_ns() - begin)
+    return (best[1] - best[0]) / (lengths[1] - lengths[0])
+
+
+def scale_ns(dtype: torch.dtype) -> float:
+    """Nanoseconds an element of an in-place scale of 10^8 elements in memory: median of nine."""
+    x = torch.zeros(100_000_000, dtype=dtype)
+    times = []
+    for _ in range(10):
+        begin = time.perf_counter_ns()
+        x.mul_(0.999)
+        times.append(time.perf_counter_ns() - begin)
+    return sorted(times[1:])[4] / x.numel()
+
+
+def frequency() -> float:
+    """GHz, from a chain of multiplications of three cycles each."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder) / "clock.cpp", Path(folder) / "clock"
+        source.write_text(CLOCK)
+        subprocess.run(["g++", "-O1", str(source), "-o", str(program)], check=True)
+        return float(subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout)
+
+
+def rows(ghz: float) -> list[str]:
+    """The table's lines."""
+    functions, lines = disassembled(), []
+    scale = {dtype: scale_ns(dtype) for dtype in TYPES.values()}
+    for namespace, (lanes, isa, per, ports) in ISAS.items():
+        for type_name, dtype in TYPES.items():
+            shown = type_name if type_name == "float" else f"sff::{namespace}::{type_name}"
+            for label, kind in KINDS.items():
+                prefix = f"void sff::{namespace}::draw_run<sff::{namespace}::{lanes}, {shown}, {kind}, false>("
+                code = next((code for name, code in functions.items() if name.startswith(prefix)), None)
+                if code is None or kind == 0:
+                    continue  # constants are a run of loads, one multiply-add and stores, inlined elsewhere
+                loop = main_loop(code)
+                cycles, measured = model_cycles(loop), resident_ns(label, dtype, isa)
+                name = str(dtype).removeprefix("torch.")
+                lines.append(
+                    f"| {label} | {name} | {isa} | {len(loop.body) / per:.2f} | {loop.arithmetic / per:.2f} "
+                    f"| {loop.arithmetic / per / ports:.2f} | {f'{cycles / per:.2f}' if cycles else 'no llvm-mca'} "
+                    f"| {measured * ghz:.2f} | {measured:.3f} | {scale[dtype]:.3f} | {max(1.0, measured / scale[dtype]):.2f} |"
+                )
+                print(lines[-1], flush=True)
+    return lines
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--output", type=Path, default=PAGE, help="where to write, default docs/kernel-limits.md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.pop("SFF_FAST_ISA", None)
+    ghz, here = frequency(), machine()
+    head = f"""# What bounds the CPU kernels
+
+Written by `python tools/kernel_limits.py` on {here["date"]} UTC: {here["cpu"]} at {ghz:.2f} GHz (measured), one thread,
+torch {here["torch"]}.
+
+A kernel that computes longer than memory needs cannot reach the speed of an in-place scale, however it is written. The columns:
+instructions and vector arithmetic of the main loop an element, counted in the object code; cycles an element that the vector
+ports need for the arithmetic alone (two ports of 512 bits, three of 256); cycles by llvm-mca's model; cycles and time measured
+in the second-level cache; the in-place scale of 10^8 elements in memory; and the least ratio to it that one thread can reach.
+Two threads share the memory but not the ports, so that the ratio falls towards one.
+
+| draw | dtype | ISA | instructions | vector | cycles, ports | cycles, model | cycles, measured | ns | scale, ns | least ratio |
+|---|---|---|---|---|---|---|---|---|---|---|
+"""
+    options.output.write_text(head + "\n".join(rows(ghz)) + "\n")
+    print(f"written to {options.output}")
+
+
+if __name__ == "__main__":
+    main()
