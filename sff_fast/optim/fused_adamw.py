@@ -199,6 +199,12 @@ class FusedAdamW(torch.optim.Optimizer):
         self._run(self._buckets(), 1.0 if grad_scale is None else 1.0 / float(grad_scale))
         return loss
 
+    def stop_releasing(self) -> None:
+        """Take the hooks of release_gradients off the parameters: from now on ``step()`` does the whole step."""
+        if self._release is not None:
+            self._release.remove()
+        self.release_gradients, self._release = False, None
+
     def accumulating(self) -> contextlib.AbstractContextManager[None]:
         """With release_gradients: backward passes inside only accumulate, the first one outside steps.
 
