@@ -184,3 +184,20 @@ def test_states_take_the_bytes_that_the_documentation_says(state_dtype: str) -> 
     cases.train(optimizer, params, 1)
     total = sum(v.numel() * v.element_size() for name, v in optimizer.state[params[0]].items() if name != "step")
     assert total / params[0].numel() == {"float32": 8.0, "bfloat16": 4.0, "int8": 2.03125}[state_dtype]
+
+
+def test_state_tensors_that_are_replaced_from_outside_count() -> None:
+    a, b = cases.parameters(), cases.parameters()
+    ours, theirs = FusedAdamW(a), torch.optim.AdamW(b)
+    for optimizer, params in ((ours, a), (theirs, b)):
+        cases.train(optimizer, params, 2)
+        for p in params[:5]:
+            state = optimizer.state[p]
+            state.update({name: value.clone() for name, value in state.items()})
+            state["exp_avg"] = torch.full_like(p, 0.25)
+        optimizer.state.pop(params[6])
+        cases.train(optimizer, params, 3, first=2)
+    for p, q in zip(a, b):
+        assert (p - q).norm() <= 1e-6 * q.norm()
+        assert float(ours.state[p]["step"]) == float(theirs.state[q]["step"])
+        assert torch.allclose(ours.state[p]["exp_avg"], theirs.state[q]["exp_avg"], rtol=1e-5, atol=1e-9)

@@ -225,8 +225,12 @@ class FusedAdamW(torch.optim.Optimizer):
             return
         for bucket, active, _ in work:
             for i in active.tolist():
-                if not self.state.get(bucket.params[i]):
-                    self.state[bucket.params[i]] = bucket.clear(i)
+                p = bucket.params[i]
+                state = self.state.get(p)
+                if not state:
+                    self.state[p] = bucket.clear(i)
+                elif not bucket.holds(i, state):  # replaced from outside, as a loader that moves tensors does
+                    self.state[p] = bucket.load(i, state)
         parts = [
             (bucket, active, grads, bucket.tasks(active, grads, grad_scale, self._decoupled)) for bucket, active, grads in work
         ]
