@@ -305,6 +305,19 @@ def test_clipping_in_the_step_follows_clip_grad_norm(name: str, max_norm: float,
     assert_close(a, b)
 
 
+def test_the_clipping_coefficient_is_torchs() -> None:
+    p = torch.nn.Parameter(torch.zeros(2))
+    optimizer = FusedAdamW([p], max_norm=1e-5)
+    p.grad = torch.tensor([6e-6, 8e-6])
+    clipped = p.grad.clone()
+    stand_in = torch.nn.Parameter(torch.zeros(2))
+    stand_in.grad = clipped
+    torch.nn.utils.clip_grad_norm_([stand_in], 1e-5)
+    optimizer.step()
+    assert torch.allclose(optimizer.state[p]["exp_avg"], 0.1 * stand_in.grad, rtol=1e-6, atol=0.0)
+    assert float(stand_in.grad.norm()) < 0.95e-5  # torch adds 1e-6 to the norm
+
+
 def test_the_norm_has_the_same_bits_on_every_instruction_set() -> None:
     norms = set()
     for isa in kernels.ISAS:
