@@ -201,3 +201,20 @@ def test_state_tensors_that_are_replaced_from_outside_count() -> None:
         assert (p - q).norm() <= 1e-6 * q.norm()
         assert float(ours.state[p]["step"]) == float(theirs.state[q]["step"])
         assert torch.allclose(ours.state[p]["exp_avg"], theirs.state[q]["exp_avg"], rtol=1e-5, atol=1e-9)
+
+
+def test_a_state_without_compensation_starts_it_at_zero() -> None:
+    params = cases.parameters(torch.bfloat16)
+    optimizer = FusedAdamW(params, compensation="kahan")
+    cases.train(optimizer, params, 3)
+    assert bool((optimizer.state[params[8]]["compensation"] != 0).any())
+    del optimizer.state[params[8]]["compensation"]
+    params[8].grad = None
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert bool((optimizer.state[params[8]]["compensation"] == 0).all())
+    cases.train(optimizer, params, 1)
+    del optimizer.state[params[8]]["compensation"]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    cases.train(optimizer, params, 1)
+    assert bool((optimizer.state[params[8]]["compensation"] == 0).all())
