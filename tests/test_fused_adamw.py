@@ -66,7 +66,8 @@ def test_a_hundred_steps_follow_the_definition_in_float64() -> None:
     params = cases.parameters(sizes=[(5000,)])
     exact = float64_adamw(params[0], 100, 1e-2, 0.1)
     cases.train(FusedAdamW(params, lr=1e-2, weight_decay=0.1), params, 100)
-    assert ((params[0].double() - exact).abs() / (exact.abs() + 0.1)).max() < 2e-6  # 100 roundings of 6e-8, most cancel
+    # float32(1 - lr * weight_decay), torch's factor too, is off by up to 3e-8 at each of 100 steps
+    assert ((params[0].detach().double() - exact).abs() / (exact.abs() + 0.1)).max() < 4e-6
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
@@ -136,7 +137,9 @@ def test_groups_have_their_own_options() -> None:
     results = []
     for make in (FusedAdamW, torch.optim.AdamW):
         params = cases.parameters()
-        optimizer = make([{"params": params[:3], "lr": 1e-2}, {"params": params[3:5], "betas": (0.8, 0.99), "eps": 1e-4}], lr=1e-3)
+        optimizer = make(
+            [{"params": params[:3], "lr": 1e-2}, {"params": params[3:5], "betas": (0.8, 0.99), "eps": 1e-4}], lr=1e-3
+        )
         optimizer.add_param_group({"params": params[5:], "weight_decay": 0.3, "amsgrad": True, "maximize": True})
         cases.train(optimizer, params, 30)
         results.append(params)
@@ -302,6 +305,19 @@ def test_clipping_in_the_step_follows_clip_grad_norm(name: str, max_norm: float,
     assert_close(a, b)
 
 
+def test_the_clipping_coefficient_is_torchs() -> None:
+    p = torch.nn.Parameter(torch.zeros(2))
+    optimizer = FusedAdamW([p], max_norm=1e-5)
+    p.grad = torch.tensor([6e-6, 8e-6])
+    clipped = p.grad.clone()
+    stand_in = torch.nn.Parameter(torch.zeros(2))
+    stand_in.grad = clipped
+    torch.nn.utils.clip_grad_norm_([stand_in], 1e-5)
+    optimizer.step()
+    assert torch.allclose(optimizer.state[p]["exp_avg"], 0.1 * stand_in.grad, rtol=1e-6, atol=0.0)
+    assert float(stand_in.grad.norm()) < 0.95e-5  # torch adds 1e-6 to the norm
+
+
 def test_the_norm_has_the_same_bits_on_every_instruction_set() -> None:
     norms = set()
     for isa in kernels.ISAS:
@@ -352,15 +368,16 @@ def test_stochastic_rounding_takes_the_bits_of_the_random_stream() -> None:
 @pytest.mark.parametrize("options", [{"stochastic_rounding": True}, {"compensation": "kahan"}])
 def test_small_updates_of_bfloat16_parameters_are_not_lost(options: dict[str, object]) -> None:
     p = torch.nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
-    optimizer = FusedAdamW([p], lr=1e-5, weight_decay=0, **options)
-    for _ in range(200):
+    optimizer = FusedAdamW([p], lr=1e-4, weight_decay=0, **options)
+    for _ in range(100):
         p.grad = torch.ones_like(p)
         optimizer.step()
-    assert float(p.detach().float().mean()) == pytest.approx(1 - 200e-5, abs=2e-4)  # spacing of bfloat16 here: 4e-3
+    value = p.detach().float() + (optimizer.state[p]["compensation"].float() if "compensation" in options else 0)
+    assert float(value.mean()) == pytest.approx(0.99, abs=2e-4)  # spacing of bfloat16 here: 4e-3
     plain = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
     plain.grad = torch.ones_like(plain)
-    FusedAdamW([plain], lr=1e-5, weight_decay=0).step()
-    assert float(plain) == 1.0
+    FusedAdamW([plain], lr=1e-4, weight_decay=0).step()
+    assert float(plain.detach()) == 1.0
 
 
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
@@ -514,6 +531,7 @@ def test_without_the_native_module_the_step_runs_in_plain_torch(monkeypatch: pyt
     a, b = cases.parameters(), cases.parameters()
     cases.train(FusedAdamW(a), a, 2)
     monkeypatch.setattr("sff_fast.backends.cpu._cpu", None)
+    monkeypatch.setattr("sff_fast.backends.cpu._why_absent", "taken away")
     monkeypatch.setattr("sff_fast.backends._said", set())
     with pytest.warns(RuntimeWarning, match="using the slow reference backend"):
         cases.train(FusedAdamW(b), b, 2)

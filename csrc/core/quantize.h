@@ -6,9 +6,9 @@
 //
 //            codes       shift   T = y(last) - 1    nearest rounding, with s the scale
 //   signed   0 ... 127    19     247                |error| <= 2^-5 (|x| + s / 247)     bit 7 is the sign
-//   unsigned 0 ... 255    20     2^31 * 1.875 - 1   |error| <= 2^-4 (x + s * 2^-31)
+//   unsigned 0 ... 255    20     2^31 * 1.875 - 1   |error| <= 2^-4 (x + s * 2^-30)
 //
-// (half a step of y is y / 32 or y / 16 at most). Encoding what decoding gave returns the codes and the scale: the last
+// (half a step of y is y / 32 or y / 16 at most; positive numbers that are raised to code 1 move by s * 2^-34.9). Encoding what decoding gave returns the codes and the scale: the last
 // code is in every block that is not zero, and both roundings together are below a millionth of a step.
 //
 // exp_avg is rounded to nearest. exp_avg_sq moves by a thousandth a step: rounding to nearest would hold it still, so

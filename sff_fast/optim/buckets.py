@@ -89,6 +89,7 @@ class Bucket:
         self._contiguous = [p.is_contiguous() for p in params]
         self._strides = [p.stride() for p in params]
         self._shapes = [p.shape for p in params]
+        self._views: dict[int, dict[str, torch.Tensor]] = {}
         self._allocate()
         self._make_table()
 
@@ -124,12 +125,20 @@ class Bucket:
         self.table = table
 
     def state(self, i: int) -> dict[str, torch.Tensor]:
-        """The state of parameter i: views of the flat memory in the parameter's shape."""
+        """The state of parameter i: views of the flat memory in the parameter's shape, the same ones every time."""
+        if i in self._views:
+            return dict(self._views[i])
         state = {"step": self.steps[i]}
         for name, part in self._parts[i].items():
             scale = name.endswith("_scale")
             state[name] = part if scale else part.as_strided(self._shapes[i], self._strides[i], part.storage_offset())
-        return state
+        self._views[i] = state
+        return dict(state)
+
+    def holds(self, i: int, state: Mapping[str, torch.Tensor]) -> bool:
+        """Whether a state is that of parameter i here, and not tensors that somebody put in their place."""
+        views = self._views.get(i)
+        return views is not None and len(views) == len(state) and all(state.get(name) is v for name, v in views.items())
 
     def load(self, i: int, source: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Take over a state of any precision.

@@ -199,6 +199,12 @@ class FusedAdamW(torch.optim.Optimizer):
         self._run(self._buckets(), 1.0 if grad_scale is None else 1.0 / float(grad_scale))
         return loss
 
+    def stop_releasing(self) -> None:
+        """Take the hooks of release_gradients off the parameters: from now on ``step()`` does the whole step."""
+        if self._release is not None:
+            self._release.remove()
+        self.release_gradients, self._release = False, None
+
     def accumulating(self) -> contextlib.AbstractContextManager[None]:
         """With release_gradients: backward passes inside only accumulate, the first one outside steps.
 
@@ -219,8 +225,12 @@ class FusedAdamW(torch.optim.Optimizer):
             return
         for bucket, active, _ in work:
             for i in active.tolist():
-                if not self.state.get(bucket.params[i]):
-                    self.state[bucket.params[i]] = bucket.clear(i)
+                p = bucket.params[i]
+                state = self.state.get(p)
+                if not state:
+                    self.state[p] = bucket.clear(i)
+                elif not bucket.holds(i, state):  # replaced from outside, as a loader that moves tensors does
+                    self.state[p] = bucket.load(i, state)
         parts = [
             (bucket, active, grads, bucket.tasks(active, grads, grad_scale, self._decoupled)) for bucket, active, grads in work
         ]

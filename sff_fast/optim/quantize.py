@@ -3,7 +3,7 @@
 Code ``k`` of a block of 256 elements stands for ``scale * map(k)`` with ``scale`` the largest magnitude in the block and
 ``map(k) = (y(k) - 1) / T``, where ``y(k)`` is the float32 number whose bits are those of 1.0 plus ``k << shift``: a piecewise
 linear logarithm. Signed: bit 7 is the sign, T = 247, ``|error| <= 2**-5 * (|x| + scale / 247)``. Unsigned: T = 2**31 * 1.875
-- 1, ``|error| <= 2**-4 * (x + scale * 2**-31)``. Both hold 0 and 1 exactly, and encoding a decoded block gives its codes
+- 1, ``|error| <= 2**-4 * (x + scale * 2**-30)``. Both hold 0 and 1 exactly, and encoding a decoded block gives its codes
 and its scale again.
 """
 

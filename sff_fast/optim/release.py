@@ -42,6 +42,12 @@ class GradientRelease:
                 if p.requires_grad and id(p) not in self._handles:
                     self._handles[id(p)] = p.register_post_accumulate_grad_hook(self._gradient_is_there)
 
+    def remove(self) -> None:
+        """Take all hooks away."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
+
     @contextmanager
     def accumulating(self) -> Iterator[None]:
         """Keep gradients of the backward passes inside; the first one outside uses and frees them."""
@@ -76,7 +82,7 @@ class GradientRelease:
 
     def _finish(self, buckets: list[Bucket]) -> None:
         for bucket in buckets:
-            self._ready[id(bucket)].clear()
+            self._ready.setdefault(id(bucket), set()).clear()
         self._step(buckets)
         for bucket in buckets:
             for p in bucket.params:

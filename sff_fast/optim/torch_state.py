@@ -22,8 +22,7 @@ def match_groups(groups: list[dict[str, object]], saved: list[Mapping[str, objec
     saved_sizes = [len(group["params"]) for group in saved]
     if sizes != saved_sizes:
         raise CheckpointError(
-            f"the optimizer's groups have {sizes} parameters, the loaded state's {saved_sizes}: build it over the "
-            f"same groups"
+            f"the optimizer's groups have {sizes} parameters, the loaded state's {saved_sizes}: build it over the same groups"
         )
     return {number: p for group, saved_group in zip(groups, saved) for number, p in zip(saved_group["params"], group["params"])}
 

@@ -89,7 +89,7 @@ def finetune(
         max_steps: Stop after so many optimizer steps; the epoch then ends early and is validated. Default None.
         schedule: ``"halving"`` (after every epoch, default), ``"constant"`` or ``"cosine"`` (to 0 at the last step).
         patience: Stop after so many epochs in a row without a better validation MSE; None never does. Default 3.
-        optimizer: ``"adam"`` (default) or ``"adamw"``.
+        optimizer: ``"adam"`` (default), ``"adamw"``, ``"fused-adam"`` or ``"fused-adamw"``.
         weight_decay: Default 0.
         grad_clip: Limit for the gradients' norm, all parameters together. Default None.
         precision: dtype of the parameters, ``"fp32"`` (default) or ``"bf16"``: the model is cast before anything else.

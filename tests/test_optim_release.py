@@ -1,0 +1,213 @@
+"""release_gradients: the same trajectory with the gradients freed inside the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import optim_cases as cases
+import pytest
+import torch
+
+from sff_fast.errors import ArgumentError
+from sff_fast.optim.fused_adamw import FusedAdamW
+
+WIDTH, DEPTH = 64, 12
+LAYER_BYTES = (WIDTH * WIDTH + WIDTH) * 4
+
+
+class Net(torch.nn.Module):
+    """Layers of equal size; some may be left out of the forward pass, as experts are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(WIDTH, WIDTH) for _ in range(DEPTH))
+
+    def forward(self, x: torch.Tensor, skip: tuple[int, ...] = ()) -> torch.Tensor:
+        for i, layer in enumerate(self.layers):
+            if i not in skip:
+                x = x + torch.tanh(layer(x))
+        return x
+
+
+def net() -> Net:
+    torch.manual_seed(5)
+    return Net()
+
+
+def batch(step: int) -> torch.Tensor:
+    return torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(step))
+
+
+def losses(model: Net, optimizer: torch.optim.Optimizer, steps: int, skips: bool = False) -> Iterator[float]:
+    for step in range(steps):
+        skip = (step % DEPTH, (step + 5) % DEPTH) if skips else ()
+        loss = model(batch(step), skip).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield float(loss.detach())
+
+
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize("bucket_bytes", [1, 3 * LAYER_BYTES, 1 << 30])
+@pytest.mark.parametrize("state_dtype", ["float32", "int8"])
+def test_releasing_gives_the_bits_of_the_normal_mode(state_dtype: str, bucket_bytes: int, skips: bool) -> None:
+    results = []
+    for release in (False, True):
+        model = net()
+        optimizer = FusedAdamW(
+            model.parameters(), lr=1e-2, state_dtype=state_dtype, release_gradients=release, bucket_bytes=bucket_bytes
+        )
+        trace = list(losses(model, optimizer, 2 * DEPTH, skips))
+        results.append([torch.tensor(trace), *cases.everything(optimizer, list(model.parameters()))])
+        assert len({float(s["step"]) for s in optimizer.state.values()}) >= 1
+    cases.assert_equal_bits(*results)
+
+
+def peak_gradient_bytes(release: bool, bucket_bytes: int) -> int:
+    """Largest sum of gradients alive at once, seen whenever one more has been accumulated."""
+    model = net()
+    seen = []
+
+    def look(_: torch.Tensor) -> None:
+        seen.append(sum(p.grad.numel() * 4 for p in model.parameters() if p.grad is not None))
+
+    for p in model.parameters():  # before the optimizer's own hooks
+        p.register_post_accumulate_grad_hook(look)
+    optimizer = FusedAdamW(model.parameters(), release_gradients=release, bucket_bytes=bucket_bytes)
+    model(batch(0)).sum().backward()
+    optimizer.step()
+    assert all((p.grad is None) == release for p in model.parameters())
+    return max(seen)
+
+
+def test_no_more_than_one_bucket_of_gradients_and_the_layer_in_flight_is_alive() -> None:
+    assert peak_gradient_bytes(False, 3 * LAYER_BYTES) == DEPTH * LAYER_BYTES
+    assert peak_gradient_bytes(True, 3 * LAYER_BYTES) <= 4 * LAYER_BYTES
+    assert peak_gradient_bytes(True, 1) <= LAYER_BYTES
+
+
+def test_incomplete_buckets_are_stepped_at_the_end_of_backward() -> None:
+    model = net()
+    optimizer = FusedAdamW(model.parameters(), release_gradients=True)
+    before = [p.detach().clone() for p in model.parameters()]
+    model(batch(0), skip=(2,)).sum().backward()
+    for i, (p, old) in enumerate(zip(model.parameters(), before)):
+        assert p.grad is None
+        assert torch.equal(p, old) == (i // 2 == 2)
+    assert model.layers[2].weight not in optimizer.state
+
+
+def test_accumulated_gradients_give_the_bits_of_the_normal_mode() -> None:
+    results = []
+    for release in (False, True):
+        model = net()
+        optimizer = FusedAdamW(model.parameters(), release_gradients=release, bucket_bytes=1)
+        for step in range(3):
+            if release:
+                with optimizer.accumulating():
+                    model(batch(2 * step), skip=(7,)).sum().backward()
+                assert model.layers[0].weight.grad is not None
+            else:
+                model(batch(2 * step), skip=(7,)).sum().backward()
+            model(batch(2 * step + 1), skip=(3,)).sum().backward()  # layer 3 has a gradient from the first pass alone
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append(cases.everything(optimizer, list(model.parameters())))
+    cases.assert_equal_bits(*results)
+
+
+def test_a_tied_parameter_is_stepped_once() -> None:
+    results = []
+    for release in (False, True):
+        model = net()
+        model.layers[9].weight = model.layers[1].weight
+        optimizer = FusedAdamW(model.parameters(), release_gradients=release, bucket_bytes=1)
+        list(losses(model, optimizer, 3))
+        assert float(optimizer.state[model.layers[1].weight]["step"]) == 3.0
+        results.append(cases.everything(optimizer, list(model.parameters())))
+    cases.assert_equal_bits(*results)
+
+
+def test_activation_checkpointing_gives_the_bits_of_the_normal_mode() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    results = []
+    for release in (False, True):
+        model = net()
+        optimizer = FusedAdamW(model.parameters(), release_gradients=release, bucket_bytes=1)
+        for step in range(3):
+            optimizer.zero_grad()
+            x = batch(step)
+            for layer in model.layers:
+                x = checkpoint(layer, x, use_reentrant=False).tanh()
+            x.square().mean().backward()
+            optimizer.step()
+        results.append(cases.everything(optimizer, list(model.parameters())))
+    cases.assert_equal_bits(*results)
+
+
+def test_parameters_unfrozen_groups_added_and_states_loaded_later_take_part() -> None:
+    results = []
+    for release in (False, True):
+        model = net()
+        for p in model.layers[4].parameters():
+            p.requires_grad_(False)
+        optimizer = FusedAdamW(model.layers[:8].parameters(), release_gradients=release)
+        list(losses(model, optimizer, 2))
+        for p in model.layers[4].parameters():
+            p.requires_grad_(True)
+        optimizer.zero_grad()
+        model.zero_grad()
+        optimizer.add_param_group({"params": list(model.layers[8:].parameters()), "lr": 1e-4})
+        optimizer.load_state_dict(optimizer.state_dict())
+        list(losses(model, optimizer, 3))
+        results.append(cases.everything(optimizer, list(model.parameters())))
+        assert float(optimizer.state[model.layers[4].weight]["step"]) == 3.0
+    cases.assert_equal_bits(*results)
+
+
+def test_a_closure_runs_the_backward_pass_that_steps() -> None:
+    results = []
+    for release in (False, True):
+        model = net()
+        optimizer = FusedAdamW(model.parameters(), release_gradients=release)
+
+        def closure(model: Net = model, optimizer: FusedAdamW = optimizer) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = model(batch(0)).square().mean()
+            loss.backward()
+            return loss
+
+        first = float(optimizer.step(closure).detach())
+        results.append([torch.tensor(first), *cases.everything(optimizer, list(model.parameters()))])
+    cases.assert_equal_bits(*results)
+
+
+def test_grad_scaler_with_release_is_an_error() -> None:
+    model = net()
+    optimizer = FusedAdamW(model.parameters(), release_gradients=True)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(batch(0)).sum())
+    model.layers[0].weight.grad = torch.ones_like(model.layers[0].weight)
+    with pytest.raises(ArgumentError, match="release_gradients=True steps inside backward, before GradScaler"):
+        scaler.step(optimizer)
+
+
+def test_accumulating_needs_release() -> None:
+    with pytest.raises(ArgumentError, match="belongs to release_gradients=True"):
+        FusedAdamW(net().parameters()).accumulating()
+
+
+def test_an_optimizer_that_stops_releasing_steps_as_usual() -> None:
+    model = net()
+    optimizer = FusedAdamW(model.parameters(), release_gradients=True)
+    optimizer.stop_releasing()
+    before = [p.detach().clone() for p in model.parameters()]
+    model(batch(0)).sum().backward()
+    for p, old in zip(model.parameters(), before):
+        assert p.grad is not None
+        assert torch.equal(p, old)
+    optimizer.step()
+    assert all(float(state["step"]) == 1.0 for state in optimizer.state.values())
+    assert len(optimizer.state) == 2 * DEPTH
