@@ -439,13 +439,17 @@ class InitPlan:
 
     # ------------------------------------------------------------------ checking
     def check(
-        self, named_parameters: Iterable[tuple[str, torch.Tensor]] | Mapping[str, torch.Tensor], subset: bool = False
+        self,
+        named_parameters: Iterable[tuple[str, torch.Tensor]] | Mapping[str, torch.Tensor],
+        subset: bool = False,
+        others: Iterable[str] = (),
     ) -> list[tuple[str, torch.dtype, torch.dtype]]:
         """Whether the plan fits a model.
 
         Args:
             named_parameters: Names and parameters, as ``model.named_parameters()`` gives them.
             subset: Whether the plan may hold parameters that the model lacks (pipeline stages), default False.
+            others: Names that the model has besides, which are not looked at and need not be in the plan.
 
         Returns:
             ``(name, dtype in the plan, dtype in the model)`` for every parameter whose dtype differs.
@@ -472,7 +476,9 @@ class InitPlan:
             if tensor.dtype != parameter.dtype:
                 dtypes.append((name, parameter.dtype, tensor.dtype))
         if not subset:
-            problems += [f"{name!r} is missing in the model" for name in self.parameters if name not in seen]
+            there = {*seen, *(self._by_alias.get(name) for name in others)}
+            missing = [f"{name!r} is missing in the model" for name in self.parameters if name not in there]
+            problems += missing[:-1] + [f"{text} (subset=True allows a part of a model)" for text in missing[-1:]]
         if problems:
             raise PlanError(
                 f"the plan does not fit the model ({len(problems)} difference{'s' if len(problems) > 1 else ''}): "

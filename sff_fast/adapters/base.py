@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sff_fast.errors import ArgumentError
+from sff_fast.resolve import register_planner
 
 if TYPE_CHECKING:
     from sff_fast.data import Batch
@@ -105,6 +106,7 @@ class Adapter(ABC):
         self.source = source
         self._origin = origin
         self._plan: InitPlan | None = None
+        register_planner(model, self.plan)
 
     # --- making -----------------------------------------------------------------------------------------------------
 
