@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from sff_fast import backends, table
-from sff_fast.errors import ArgumentError, PlanError
+from sff_fast.errors import ArgumentError
 from sff_fast.inspect_parameters import check_parameters
 from sff_fast.names import named_parameters, unwrap
 from sff_fast.plan import InitPlan, ParameterPlan

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import sff_fast
+from sff_fast import adapters
 from sff_fast.errors import ArgumentError, PlanError
 from sff_fast.resolve import resolve_plan, structure_copy
 
@@ -108,12 +109,12 @@ def test_what_may_be_drawn_otherwise_is_refused_with_the_three_ways(model, reaso
 
 
 def test_the_model_of_an_adapter_has_the_adapters_plan():
-    adapter = sff_fast.adapters.tiny("timer")
+    adapter = adapters.tiny("timer")
     assert resolve_plan(adapter.model, None) is adapter.plan()
 
 
 def test_the_model_of_an_adapter_that_is_gone_falls_back_to_its_config():
-    adapter = sff_fast.adapters.tiny("timer")
+    adapter = adapters.tiny("timer")
     plan, model = adapter.plan(), adapter.model
     del adapter
     gc.collect()
