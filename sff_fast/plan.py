@@ -13,7 +13,6 @@ import json
 import math
 import os
 import platform
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -288,16 +287,22 @@ class InitPlan:
         lines.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join([*lines, "", *self._totals(), *(f"note: {note}" for note in self.notes)])
 
-    def _totals(self) -> list[str]:
-        tensors, elements = Counter(), Counter()
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Number of tensors and of elements for each kind of distribution; parameters of several kinds are mixed boxes."""
+        found: dict[str, dict[str, int]] = {}
         for parameter in self.parameters.values():
             kinds = {_kind(segment.distribution) for segment in parameter.segments} or {"empty"}
-            kind = kinds.pop() if len(kinds) == 1 else "mixed boxes"
-            tensors[kind] += 1
-            elements[kind] += parameter.numel
-        parts = ", ".join(f"{kind}: {tensors[kind]} ({elements[kind]:,})" for kind in sorted(tensors))
+            count = found.setdefault(kinds.pop() if len(kinds) == 1 else "mixed boxes", {"tensors": 0, "elements": 0})
+            count["tensors"] += 1
+            count["elements"] += parameter.numel
+        return dict(sorted(found.items()))
+
+    def _totals(self) -> list[str]:
+        totals = self.totals()
+        parts = ", ".join(f"{kind}: {count['tensors']} ({count['elements']:,})" for kind, count in totals.items())
+        elements = sum(count["elements"] for count in totals.values())
         return [
-            f"{len(self)} parameters, {sum(elements.values()):,} elements" + (f"; tensors (elements) {parts}" if parts else ""),
+            f"{len(self)} parameters, {elements:,} elements" + (f"; tensors (elements) {parts}" if parts else ""),
             f"hash {self.hash}",
         ]
 
