@@ -13,7 +13,6 @@ import json
 import math
 import os
 import platform
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -288,16 +287,22 @@ class InitPlan:
         lines.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join([*lines, "", *self._totals(), *(f"note: {note}" for note in self.notes)])
 
-    def _totals(self) -> list[str]:
-        tensors, elements = Counter(), Counter()
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Number of tensors and of elements for each kind of distribution; parameters of several kinds are mixed boxes."""
+        found: dict[str, dict[str, int]] = {}
         for parameter in self.parameters.values():
             kinds = {_kind(segment.distribution) for segment in parameter.segments} or {"empty"}
-            kind = kinds.pop() if len(kinds) == 1 else "mixed boxes"
-            tensors[kind] += 1
-            elements[kind] += parameter.numel
-        parts = ", ".join(f"{kind}: {tensors[kind]} ({elements[kind]:,})" for kind in sorted(tensors))
+            count = found.setdefault(kinds.pop() if len(kinds) == 1 else "mixed boxes", {"tensors": 0, "elements": 0})
+            count["tensors"] += 1
+            count["elements"] += parameter.numel
+        return dict(sorted(found.items()))
+
+    def _totals(self) -> list[str]:
+        totals = self.totals()
+        parts = ", ".join(f"{kind}: {count['tensors']} ({count['elements']:,})" for kind, count in totals.items())
+        elements = sum(count["elements"] for count in totals.values())
         return [
-            f"{len(self)} parameters, {sum(elements.values()):,} elements" + (f"; tensors (elements) {parts}" if parts else ""),
+            f"{len(self)} parameters, {elements:,} elements" + (f"; tensors (elements) {parts}" if parts else ""),
             f"hash {self.hash}",
         ]
 
@@ -439,13 +444,17 @@ class InitPlan:
 
     # ------------------------------------------------------------------ checking
     def check(
-        self, named_parameters: Iterable[tuple[str, torch.Tensor]] | Mapping[str, torch.Tensor], subset: bool = False
+        self,
+        named_parameters: Iterable[tuple[str, torch.Tensor]] | Mapping[str, torch.Tensor],
+        subset: bool = False,
+        others: Iterable[str] = (),
     ) -> list[tuple[str, torch.dtype, torch.dtype]]:
         """Whether the plan fits a model.
 
         Args:
             named_parameters: Names and parameters, as ``model.named_parameters()`` gives them.
             subset: Whether the plan may hold parameters that the model lacks (pipeline stages), default False.
+            others: Names that the model has besides, which are not looked at and need not be in the plan.
 
         Returns:
             ``(name, dtype in the plan, dtype in the model)`` for every parameter whose dtype differs.
@@ -472,7 +481,9 @@ class InitPlan:
             if tensor.dtype != parameter.dtype:
                 dtypes.append((name, parameter.dtype, tensor.dtype))
         if not subset:
-            problems += [f"{name!r} is missing in the model" for name in self.parameters if name not in seen]
+            there = {*seen, *(self._by_alias.get(name) for name in others)}
+            missing = [f"{name!r} is missing in the model" for name in self.parameters if name not in there]
+            problems += missing[:-1] + [f"{text} (subset=True allows a part of a model)" for text in missing[-1:]]
         if problems:
             raise PlanError(
                 f"the plan does not fit the model ({len(problems)} difference{'s' if len(problems) > 1 else ''}): "

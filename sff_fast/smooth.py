@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from sff_fast import backends, table
-from sff_fast.errors import ArgumentError, PlanError
+from sff_fast.errors import ArgumentError
 from sff_fast.inspect_parameters import check_parameters
 from sff_fast.names import named_parameters, unwrap
 from sff_fast.plan import InitPlan, ParameterPlan
+from sff_fast.resolve import resolve_plan
 from sff_fast.stream import STREAM_VERSION, check_seed
-from sff_fast.tracing import trace
 
 ROUNDINGS = ("nearest", "stochastic")
 RNGS = ("philox", "torch")
@@ -101,7 +101,7 @@ def smooth_(
     Args:
         model: Any module, also inside wrappers (DDP, torch.compile, …).
         plan: An :class:`InitPlan`, a constructor without arguments, or None for a model that says itself how it is built
-            (``type(model)(model.config)``).
+            (see :func:`sff_fast.resolve.resolve_plan`).
         alpha: Factor of the pre-trained weights in [0, 1], the perturbation gets ``1 - alpha``; or a mapping of
             shell-style name patterns to factors: the first match counts, what matches nothing stays. Default 0.7. 1.0
             skips a parameter, also one that the plan does not know.
@@ -256,31 +256,7 @@ def _match(names: list[str], factors: list[tuple[str, float, float]]) -> dict[st
     return matched
 
 
-# ---------------------------------------------------------------------- plan
-def resolve_plan(model: nn.Module, plan: InitPlan | Callable[[], nn.Module] | None) -> InitPlan:
-    """The init plan of a model: itself, traced from a constructor, or from the model's own class and config.
-
-    Raises:
-        PlanError: None was given and the model does not say how it is built.
-    """
-    if isinstance(plan, InitPlan):
-        return plan
-    if plan is None:
-        inner = unwrap(model)
-        config = getattr(inner, "config", None)
-        if config is None:
-            name = type(inner).__name__
-            raise PlanError(
-                f"{name} does not say how it is built: pass plan=sff_fast.trace(lambda: {name}(…)), "
-                f"plan=InitPlan.load(path), or a constructor without arguments"
-            )
-        cls = type(inner)
-        return trace(lambda: cls(config))
-    if callable(plan):
-        return trace(plan)
-    raise ArgumentError(f"plan must be an InitPlan, a constructor or None, got {type(plan).__name__}")
-
-
+# ---------------------------------------------------------------------- doing it
 def _apply(
     model: nn.Module,
     plan: InitPlan | Callable[[], nn.Module] | None,
@@ -306,9 +282,7 @@ def _apply(
     changed = {name: parameters[name] for name, (a, b) in matched.items() if (a, b) != (1.0, 0.0)}
     check_parameters(changed)
     plan = resolve_plan(model, plan)
-    plan.check(changed, subset=True)
-    if not subset:
-        _refuse_missing(plan, parameters)
+    plan.check(changed, subset=subset, others=parameters)
     names = {name: plan[name].name for name in changed}
 
     pairs = [(plan[names[name]], parameter, *matched[name]) for name, parameter in changed.items()]
@@ -379,14 +353,3 @@ def _run_kernels(
         used = max(used, run(tasks, threads))
         ran[str(device)] = name
     return used, ran
-
-
-def _refuse_missing(plan: InitPlan, parameters: Mapping[str, nn.Parameter]) -> None:
-    present = {plan[name].name for name in parameters if name in plan}
-    missing = [name for name in plan if name not in present]
-    if missing:
-        names = ", ".join(map(repr, missing[:5])) + (", …" if len(missing) > 5 else "")
-        raise PlanError(
-            f"the model lacks {len(missing)} parameters of the plan: {names}; "
-            f"pass the plan of this model, or subset=True for a part of one"
-        )

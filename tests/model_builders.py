@@ -12,6 +12,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable
 
+import pytest
 from torch import nn
 
 BUILDERS: dict[str, Callable[[str], nn.Module]] = {}
@@ -35,6 +36,15 @@ DEPENDENCY = {
     "sundial": "sktime",
 }
 """The module that a builder needs, or None."""
+
+
+FAST = ("timer", "moment", "moirai2", "chronos_bolt", "ttm")
+"""Builders whose tests run in `make test`; the others run in `make test-slow`."""
+
+
+def marked() -> list:
+    """The names of all builders as parameters of a test, slow ones marked."""
+    return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in BUILDERS]
 
 
 def builder(*sizes: str) -> Callable[[Callable[[str], nn.Module]], Callable[[str], nn.Module]]:

@@ -231,9 +231,22 @@ def test_plan_of_a_factory_in_the_current_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert run("plan", "--factory", "my_models:build", "--json") == 0
-    names = json.dumps(json.loads(capsys.readouterr().out))
-    assert '"weight"' in names
-    assert '"bias"' in names
+    printed = json.loads(capsys.readouterr().out)
+    assert [parameter["name"] for parameter in printed["parameters"]] == ["weight", "bias"]
+    assert printed["totals"] == {"uniform": {"tensors": 2, "elements": 8}}
+    assert [draw["op"] for draw in printed["program"]["draws"]] == ["uniform_", "uniform_"]
+
+
+def test_plan_says_why_a_parameter_is_not_elementwise_and_counts_all_kinds(tmp_path, monkeypatch, capsys):
+    code = "import torch\nfrom torch import nn\ndef build():\n    m = nn.Linear(4, 4)\n"
+    code += "    nn.init.orthogonal_(m.weight)\n    m.extra = nn.Parameter(torch.randn(3).exp())\n    return m\n"
+    (tmp_path / "odd_models.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert run("plan", "--factory", "odd_models:build") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "random values through exp" in printed
+    assert "3 parameters, 23 elements; tensors (elements) opaque: 1 (3), orthogonal: 1 (16), uniform: 1 (4)" in printed
 
 
 def test_help_lists_the_commands_that_work_and_no_others(capsys):

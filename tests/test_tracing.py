@@ -14,8 +14,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from sff_fast.distributions import Constant, Materialized, Normal, TruncNormal, Uniform
@@ -440,63 +438,6 @@ def test_the_default_dtype_of_the_constructor_holds_and_is_put_back():
     plan = trace(factory)
     assert torch.get_default_dtype() == torch.float32
     assert plan["weight"].dtype == torch.float64
-
-
-# ---------------------------------------------------------------------- random constructors
-STEPS = {
-    "uniform": lambda x, i: x.uniform_(-1.0, 1.0 + i),
-    "normal": lambda x, i: x.normal_(0.0, 0.5 + i),
-    "trunc": lambda x, i: nn.init.trunc_normal_(x, 0.0, 1.0, -1.0, 1.0 + i),
-    "zero": lambda x, i: x.zero_(),
-    "row": lambda x, i: x[i % x.shape[0]].fill_(i),
-    "row_normal": lambda x, i: x[i % x.shape[0]].normal_(),
-    "columns": lambda x, i: x[:, i % x.shape[1] :: 2].uniform_(),
-    "scale_part": lambda x, i: x[: 1 + i].mul_(2.0),
-    "scale": lambda x, i: x.mul_(-0.5),
-    "shift": lambda x, i: x.add_(1.0),
-    "square": lambda x, i: x[i % x.shape[0]].pow_(2),
-    "copy_row": lambda x, i: x[0].copy_(x[i % x.shape[0]].clone()),
-    "index": lambda x, i: x.__setitem__([0, i % x.shape[0]], 3.0),
-}
-MAKERS = {
-    "clone": lambda x, i: x.clone(),
-    "affine": lambda x, i: 1 - 2 * x,
-    "half": lambda x, i: x.to(torch.bfloat16).to(torch.float32),
-    "transpose": lambda x, i: x.t().contiguous(),
-    "view": lambda x, i: x.t(),
-    "narrow": lambda x, i: x[: x.shape[0] // 2 + 1],
-    "cat": lambda x, i: torch.cat([x, torch.rand_like(x)], i % 2),
-    "repeat": lambda x, i: x.repeat(2, 1),
-    "chunk": lambda x, i: x.chunk(2, i % 2)[-1],
-    "reshape": lambda x, i: x.reshape(x.shape[1], x.shape[0]),
-    "exp": lambda x, i: x.exp(),
-    "new": lambda x, i: torch.randn(20, 12 + i),
-    "sum": lambda x, i: x + torch.randn_like(x),
-}
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    st.lists(st.tuples(st.sampled_from([*STEPS, *MAKERS]), st.integers(0, 50), st.integers(0, 3)), min_size=1, max_size=9),
-    st.sets(st.integers(0, 50), min_size=1, max_size=3),
-)
-def test_any_nesting_of_the_patterns_is_planned_right(program, kept):
-    def factory():
-        pool = [torch.randn(24, 16), torch.empty(16, 20).uniform_(-2, 1)]
-        for name, at, i in program:
-            x = pool[at % len(pool)]
-            if name in MAKERS:
-                pool.append(MAKERS[name](x, i))
-            else:
-                STEPS[name](x, i)
-        chosen = {at % len(pool) for at in kept}
-        return Holder(**{f"p{at}": nn.Parameter(pool[at]) for at in sorted(chosen)})
-
-    plan = traced(factory)
-    for name, parameter in plan.parameters.items():
-        sample = plan.sample(name, 4)
-        assert sample.shape == parameter.shape
-        assert torch.isfinite(sample).all()
 
 
 # ---------------------------------------------------------------------- what is no elementwise draw

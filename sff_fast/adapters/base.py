@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sff_fast import files
 from sff_fast.adapters import provenance
 from sff_fast.errors import ArgumentError
+from sff_fast.resolve import register_planner
 
 if TYPE_CHECKING:
     from sff_fast.data import Batch
@@ -108,6 +109,7 @@ class Adapter(ABC):
         provenance.restore(model, source)
         self._origin = origin
         self._plan: InitPlan | None = None
+        register_planner(model, self.plan)
 
     # --- making -----------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ def plan(family: str | None, checkpoint: str | None, tiny: bool, factory: str | 
         found = open_model(family, checkpoint, tiny).plan()
     if path is not None:
         found.save(path)
-    click.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
+    click.echo(json.dumps({**found.to_json(), "totals": found.totals()}, indent=2) if as_json else str(found))
 
 
 def import_callable(name: str) -> Callable[[], Any]:
