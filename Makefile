@@ -38,7 +38,7 @@ doctor: setup  ## what is installed, and what is missing
 	$(BIN)/sff-fast doctor
 
 clean:  ## remove .venv, builds and runs
-	rm -rf .venv build runs sff_fast/_cpu*.so
+	rm -rf .venv build runs sff_fast/_cpu*.so sff_fast/_cuda*.so sff_fast/_cuda_absent.txt
 
 .venv/.packages: requirements/dev.txt requirements/constraints.txt
 	$(PYTHON) -m venv .venv

@@ -36,7 +36,7 @@ def _wheel(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]
         str(folder),
     ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    clean = {k: v for k, v in os.environ.items() if k not in ("SFF_FAST_BUILD", "CXX")}
+    clean = {k: v for k, v in os.environ.items() if k not in ("SFF_FAST_BUILD", "SFF_FAST_CUDA", "CXX", "CUDA_HOME", "CUDA_PATH")}
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**clean, "PATH": path, **environment})
 
 
@@ -81,7 +81,7 @@ def test_without_a_build_the_wheel_is_pure_python_and_works(tmp_path):
     ("environment", "message"),
     [
         ({"CXX": "/no/such/compiler"}, "set SFF_FAST_BUILD=0 for the pure PyTorch package"),
-        ({"SFF_FAST_BUILD": "yes"}, "SFF_FAST_BUILD must be 0 or 1, got 'yes'"),
+        ({"SFF_FAST_BUILD": "yes"}, "SFF_FAST_BUILD must be 1 or 0, got 'yes'"),
     ],
 )
 def test_a_build_that_cannot_work_fails_loudly_with_what_to_do(tmp_path, environment, message):

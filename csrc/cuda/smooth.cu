@@ -270,6 +270,11 @@ Kernel kernel_of(const Bucket& bucket) {
 
 }  // namespace
 
+cudaError_t has_kernel(const Bucket& bucket) {
+    cudaFuncAttributes attributes;
+    return cudaFuncGetAttributes(&attributes, kernel_of(bucket));
+}
+
 cudaError_t shape_of(const Bucket& bucket, Shape& shape) {
     int device = 0, processors = 0, resident = 0;
     cudaError_t error = cudaGetDevice(&device);

@@ -25,6 +25,9 @@ struct Shape {
 
 constexpr unsigned kThreads = 256;
 
+// Whether the current device can run the kernels: cudaErrorNoKernelImageForDevice where its architecture was not compiled.
+cudaError_t has_kernel(const Bucket& bucket);
+
 // As many blocks as the current device holds at once, or one a chunk where there are fewer.
 cudaError_t shape_of(const Bucket& bucket, Shape& shape);
 
