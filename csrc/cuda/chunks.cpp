@@ -29,10 +29,10 @@ bool is_random(const Task& t) { return t.distribution != kConstant && t.distribu
 
 Bucket bucket_of(const Task& t) {
     const bool stochastic = rounds_stochastically(t);
-    return {t.dtype, stochastic ? kStochastic : kNearest, t.seed, stochastic ? t.round_seed : 0, t.data, 0, 0};
+    return {t.dtype, stochastic ? kStochastic : kNearest, t.distribution == kTruncNormal, t.seed, stochastic ? t.round_seed : 0, t.data, 0, 0};
 }
 
-auto order(const Bucket& b) { return std::make_tuple(b.dtype, b.rounding, b.seed, b.round_seed); }
+auto order(const Bucket& b) { return std::make_tuple(b.dtype, b.rounding, b.truncated, b.seed, b.round_seed); }
 
 bool has_runs(const Task& t, int64_t elements) {
     const int last = t.rank - 1;

@@ -18,9 +18,10 @@ struct Chunk {
 static_assert(sizeof(Chunk) == 32, "no padding");
 
 // What one launch does: chunks [first, first + count) are of one dtype, one rounding and one seed. A plan has one seed and
-// one rounding, hence one bucket a dtype.
+// one rounding, hence one bucket a dtype; truncated normals, which take more registers, have one of their own.
 struct Bucket {
     int32_t dtype, rounding;
+    bool truncated;
     uint64_t seed, round_seed, memory;  // memory: address of one of its parameters
     int64_t first, count;
 };

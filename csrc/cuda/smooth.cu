@@ -89,7 +89,7 @@ template <class T, bool Stochastic, int Kind, bool Shifted>
 __device__ __forceinline__ void units_of(const Run& run, int begin, int end) {
     constexpr int width = kUnit<T>;
     // Old values are asked for before the draws are made, where registers allow and memory is what limits.
-    constexpr bool early = width == 4 || (!Stochastic && (Kind == kUniform || !kRandom<Kind>));
+    constexpr bool early = !Stochastic && sizeof(T) < 8 && (Kind == kUniform || !kRandom<Kind>);
     const int step = static_cast<int>(blockDim.x) * width;
     char* data = data_of(run);
     const float* table = nullptr;
@@ -190,7 +190,7 @@ __device__ __forceinline__ void run_kind(const Run& run) {
     units_of<T, Stochastic, Kind, false>(run, head, tail);
 }
 
-template <class T, bool Stochastic>
+template <class T, bool Stochastic, bool Truncated>
 __device__ __forceinline__ void do_run(const Launch& launch, const Task& task, const Chunk& chunk) {
     Run run = {launch,
                task,
@@ -199,13 +199,15 @@ __device__ __forceinline__ void do_run(const Launch& launch, const Task& task, c
                {static_cast<float>(task.shrink), static_cast<float>(task.perturb), task.shrink, task.perturb},
                {task.p[0], task.p[1]}};
     philox_stream(task.stream, static_cast<uint32_t>(chunk.draw >> 34), run.draw_key);
-    switch (task.distribution) {
-        case kConstant: return run_kind<T, Stochastic, kConstant>(run);
-        case kTable: return run_kind<T, Stochastic, kTable>(run);
-        case kUniform: return run_kind<T, Stochastic, kUniform>(run);
-        case kNormal: return run_kind<T, Stochastic, kNormal>(run);
-        default:
-            return task.p[7] != 0 ? run_kind<T, Stochastic, kTruncNormalTail>(run) : run_kind<T, Stochastic, kTruncNormal>(run);
+    if constexpr (Truncated) {
+        return task.p[7] != 0 ? run_kind<T, Stochastic, kTruncNormalTail>(run) : run_kind<T, Stochastic, kTruncNormal>(run);
+    } else {
+        switch (task.distribution) {
+            case kConstant: return run_kind<T, Stochastic, kConstant>(run);
+            case kTable: return run_kind<T, Stochastic, kTable>(run);
+            case kUniform: return run_kind<T, Stochastic, kUniform>(run);
+            default: return run_kind<T, Stochastic, kNormal>(run);
+        }
     }
 }
 
@@ -214,6 +216,7 @@ template <class T, bool Stochastic>
 __device__ void do_scattered(const Launch& launch, const Task& task, uint64_t at) {
     uint64_t memory = static_cast<uint64_t>(task.memory_offset), draw = static_cast<uint64_t>(task.draw_offset),
              logical = static_cast<uint64_t>(task.logical_offset);
+    SFF_ONCE
     for (int d = task.rank - 1; d >= 0; --d) {
         const uint64_t size = static_cast<uint64_t>(task.size[d]), rest = at / size, m = at - rest * size;
         at = rest;
@@ -242,14 +245,20 @@ __device__ void do_scattered(const Launch& launch, const Task& task, uint64_t at
     *element = smoothed<T, Stochastic>(*element, factors, r, ((logical & 1) != 0 ? halves[0] >> 16 : halves[0]) & 0xffffu);
 }
 
-template <class T, bool Stochastic>
-__global__ void __launch_bounds__(kThreads, 6) smooth_kernel(const Launch launch) {
+// Blocks of a multiprocessor that the registers are cut for: 75 % of its threads, half for fp64 (whose units are twice as
+// wide) and where arithmetic limits. With fewer registers each of these would spill.
+template <class T, bool Stochastic, bool Truncated>
+constexpr int kResident = Stochastic || Truncated || sizeof(T) == 8 ? 4 : 6;
+
+template <class T, bool Stochastic, bool Truncated>
+__global__ void __launch_bounds__(kThreads, (kResident<T, Stochastic, Truncated>)) smooth_kernel(const Launch launch) {
     for (uint32_t c = blockIdx.x; c < launch.count; c += gridDim.x) {
         const Chunk& chunk = launch.chunks[c];
         if (chunk.task >= 0) {
-            do_run<T, Stochastic>(launch, launch.tasks[chunk.task], chunk);
+            do_run<T, Stochastic, Truncated>(launch, launch.tasks[chunk.task], chunk);
         } else {
             const Task& task = launch.tasks[~chunk.task];
+            SFF_ONCE
             for (int i = static_cast<int>(threadIdx.x); i < chunk.count; i += static_cast<int>(blockDim.x))
                 do_scattered<T, Stochastic>(launch, task, chunk.draw + static_cast<uint64_t>(i));
         }
@@ -258,13 +267,18 @@ __global__ void __launch_bounds__(kThreads, 6) smooth_kernel(const Launch launch
 
 using Kernel = void (*)(Launch);
 
+template <class T, bool Stochastic>
+Kernel kernel_for(const Bucket& bucket) {
+    return bucket.truncated ? smooth_kernel<T, Stochastic, true> : smooth_kernel<T, Stochastic, false>;
+}
+
 Kernel kernel_of(const Bucket& bucket) {
     const bool stochastic = bucket.rounding == kStochastic;
     switch (bucket.dtype) {
-        case kFloat32: return smooth_kernel<float, false>;
-        case kFloat64: return smooth_kernel<double, false>;
-        case kBFloat16: return stochastic ? smooth_kernel<BFloat16, true> : smooth_kernel<BFloat16, false>;
-        default: return stochastic ? smooth_kernel<Float16, true> : smooth_kernel<Float16, false>;
+        case kFloat32: return kernel_for<float, false>(bucket);
+        case kFloat64: return kernel_for<double, false>(bucket);
+        case kBFloat16: return stochastic ? kernel_for<BFloat16, true>(bucket) : kernel_for<BFloat16, false>(bucket);
+        default: return stochastic ? kernel_for<Float16, true>(bucket) : kernel_for<Float16, false>(bucket);
     }
 }
 
