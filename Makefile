@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA := $(or $(SFF_FAST_TEST_DATA),$(wildcard ../shared/data))
 PYTEST := SFF_FAST_TEST_DATA="$(DATA)" $(BIN)/python -m pytest
-NATIVE := setup.py CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+NATIVE := setup.py CMakeLists.txt cmake/cuda.cmake $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models-env demo test test-slow lint format bench doctor clean
+.PHONY: help setup models-env cuda-tools gpu-check demo test test-slow lint format bench doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -14,13 +14,19 @@ help:  ## this list
 setup: .venv/.built  ## create .venv, install the package and build its native module
 models-env: .venv/.models  ## add the packages of the model families that tests use
 
+cuda-tools: .venv/.cuda  ## add what the tests read CUDA machine code with, and nvcc where the machine has none
+
+gpu-check: setup models-env  ## on a machine with a GPU: build, run the CUDA tests, compare 1e9 elements, measure bandwidth
+	SFF_FAST_CUDA=on $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(BIN)/python tools/gpu_check.py
+
 demo: setup  ## zero-shot, from scratch, full and smoothed fine-tuning on real weather, in a few minutes
 	$(BIN)/sff-fast demo --out runs/demo --overwrite
 
 test: setup models-env  ## the test suite
 	$(PYTEST) -m "not slow and not exhaustive"
 
-test-slow: setup models-env  ## builds, sanitizers, kills
+test-slow: setup models-env cuda-tools  ## builds, sanitizers, machine code, kills
 	$(PYTEST) -m slow
 
 lint: setup  ## style
@@ -52,4 +58,9 @@ clean:  ## remove .venv, builds and runs
 .venv/.models: .venv/.packages requirements/models.txt requirements/models-no-deps.txt
 	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/models.txt
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements/models-no-deps.txt
+	touch $@
+
+.venv/.cuda: .venv/.packages requirements/cuda.txt requirements/cuda-disassembler.txt
+	$(BIN)/python -m pip install --quiet -r requirements/cuda-disassembler.txt
+	command -v nvcc >/dev/null || $(BIN)/python -m pip install --quiet -r requirements/cuda.txt
 	touch $@

@@ -114,7 +114,11 @@ def functions(cubin: Path) -> dict[tuple[str, bool, bool], list[Loop]]:
     """The vector loops of every kernel: innermost, with 128-bit loads and stores."""
     path = Path(tool("nvdisasm")).parent
     done = subprocess.run(
-        [tool("cuobjdump"), "-sass", str(cubin)], capture_output=True, text=True, check=True, env={"PATH": f"{path}:/usr/bin:/bin"}
+        [tool("cuobjdump"), "-sass", str(cubin)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": f"{path}:/usr/bin:/bin"},
     )
     result = {}
     for part in re.split(r"\n\s*Function : ", done.stdout)[1:]:

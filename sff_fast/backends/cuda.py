@@ -44,7 +44,9 @@ def why_absent() -> str:
     if not count:
         return f"compiled for {_cuda.ARCHITECTURES}, but this machine shows no GPU"
     if not torch.cuda.is_available():
-        return f"compiled for {_cuda.ARCHITECTURES}, but this torch ({torch.__version__}) cannot use the GPU: install one with CUDA"
+        return (
+            f"compiled for {_cuda.ARCHITECTURES}, but this torch ({torch.__version__}) cannot use the GPU: install one with CUDA"
+        )
     return ""
 
 
