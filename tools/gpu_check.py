@@ -114,7 +114,7 @@ def _measure() -> None:
         del source
     header = ("dtype", "draw", "rounding", "elements ahead", "GB/s", "copy GB/s", "share")
     for row in (header, *rows):
-        print("  ".join(f"{str(cell):<18}" for cell in row))
+        print("  ".join(f"{cell!s:<18}" for cell in row))
     out = ROOT / "runs" / "gpu-check.csv"
     out.parent.mkdir(exist_ok=True)
     with out.open("w", newline="") as file:

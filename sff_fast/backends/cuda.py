@@ -44,9 +44,7 @@ def why_absent() -> str:
     if not count:
         return f"compiled for {_cuda.ARCHITECTURES}, but this machine shows no GPU"
     if not torch.cuda.is_available():
-        return (
-            f"compiled for {_cuda.ARCHITECTURES}, but this torch ({torch.__version__}) cannot use the GPU: install one with CUDA"
-        )
+        return f"compiled for {_cuda.ARCHITECTURES}, but this torch ({torch.__version__}) cannot use a GPU: install one that can"
     return ""
 
 
@@ -98,7 +96,7 @@ class Prepared:
         (self.device,) = devices
         if torch.cuda.is_current_stream_capturing():
             raise BackendError(
-                f"backend='cuda' on {self.device}: the kernel table is not on the device yet, and a CUDA graph is being captured: "
+                f"backend='cuda' on {self.device}: the table is not on the device yet, and a CUDA graph is being captured: "
                 f"run the same call once before the capture"
             )
         moved: dict[int, torch.Tensor] = {}
