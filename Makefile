@@ -18,7 +18,7 @@ cuda-tools: .venv/.cuda  ## add what the tests read CUDA machine code with, and 
 
 gpu-check: setup models-env  ## on a machine with a GPU: build, run the CUDA tests, compare 1e9 elements, measure bandwidth
 	SFF_FAST_CUDA=on $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
-	$(BIN)/python tools/gpu_check.py
+	PYTHONPATH=tests $(BIN)/python tools/gpu_check.py
 
 demo: setup  ## zero-shot, from scratch, full and smoothed fine-tuning on real weather, in a few minutes
 	$(BIN)/sff-fast demo --out runs/demo --overwrite

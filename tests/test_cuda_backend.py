@@ -74,7 +74,9 @@ def test_a_gpu_whose_architecture_is_not_compiled_is_refused_by_name(monkeypatch
         cuda.check_device(torch.device("cuda:0"))
 
 
-@pytest.mark.skipif(cuda._cuda is None, reason=f"{HARDWARE}no nvcc when this was built")
+@pytest.mark.skipif(
+    cuda._cuda is None, reason="the CUDA module is not built: `make cuda-tools`, then SFF_FAST_CUDA=on pip install -e ."
+)
 def test_the_module_checks_and_cuts_tables_without_a_gpu():
     tasks = [*tasks_for(weights(100_000, torch.float32), DISTRIBUTIONS["normal"])]
     made = cuda._cuda.Table(table.pack(tasks))

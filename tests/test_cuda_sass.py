@@ -65,7 +65,7 @@ def test_registers_leave_three_quarters_of_the_threads_where_memory_limits_and_h
 
 def test_vector_loops_move_parameters_by_128_bits_only(compiled):
     _, _, found = compiled
-    for (dtype, stochastic, truncated), loops in found.items():
+    for (dtype, _, truncated), loops in found.items():
         assert len(loops) == (2 if truncated else 6)
         for loop in loops:
             vectors = UNIT[dtype] * BYTES[dtype] // 16

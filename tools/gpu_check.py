@@ -12,14 +12,11 @@ import sys
 from pathlib import Path
 
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
 from kernels import DISTRIBUTIONS, DTYPES, bits, tasks_for
 
 from sff_fast.backends import cpu, cuda
 
+ROOT = Path(__file__).resolve().parents[1]
 ELEMENTS = 1_000_000_000
 PART = 1 << 26
 REPEATS = 20

@@ -9,11 +9,8 @@ Source of the figures: NVIDIA's data sheets of the H100 SXM and the H200 SXM (ba
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from cuda_code import compile_kernels, functions
 
@@ -47,14 +44,8 @@ def _named(found, dtype, unit):
         for loop in found[dtype, False, truncated]:
             if 4 * round(loop.count(r"IMAD\.WIDE\.U32") / 19) == unit:
                 roots = loop.count("MUFU")
-                draw = (
-                    ("truncated normal, tails" if roots else "truncated normal")
-                    if truncated
-                    else "normal"
-                    if roots
-                    else "uniform"
-                )
-                yield draw, loop
+                plain, rooted = ("truncated normal", "truncated normal, tails") if truncated else ("uniform", "normal")
+                yield rooted if roots else plain, loop
 
 
 if __name__ == "__main__":
