@@ -5,10 +5,10 @@ BIN := .venv/bin
 MODELS_ENV := $(if $(filter file,$(origin PYTHON)),.venv/.models,models-into-python)
 DATA := $(or $(SFF_FAST_TEST_DATA),$(wildcard ../shared/data))
 PYTEST := SFF_FAST_TEST_DATA="$(DATA)" $(BIN)/python -m pytest
-NATIVE := setup.py CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+NATIVE := setup.py CMakeLists.txt cmake/cuda.cmake $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models-env models-into-python demo test test-slow test-exhaustive lint format bench doctor clean
+.PHONY: help setup models-env models-into-python cuda-tools gpu-check demo test test-slow test-exhaustive lint format bench doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -16,13 +16,19 @@ help:  ## this list
 setup: .venv/.built  ## create .venv, install the package and build its native module
 models-env: $(MODELS_ENV)  ## add the packages of the model families (1.8 GB); PYTHON=path: to that environment
 
+cuda-tools: .venv/.cuda  ## add what the tests read CUDA machine code with, and nvcc where the machine has none
+
+gpu-check: setup models-env  ## on a machine with a GPU: build, run the CUDA tests, compare 1e9 elements, measure bandwidth
+	SFF_FAST_CUDA=on $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	PYTHONPATH=tests $(BIN)/python tools/gpu_check.py
+
 demo: setup  ## zero-shot, from scratch, full and smoothed fine-tuning on real weather, in a few minutes
 	$(BIN)/sff-fast demo --out runs/demo --overwrite
 
 test: setup .venv/.models  ## the test suite
 	$(PYTEST) -m "not slow and not exhaustive"
 
-test-slow: setup .venv/.models  ## builds, sanitizers, kills
+test-slow: setup .venv/.models cuda-tools  ## builds, sanitizers, machine code, kills
 	$(PYTEST) -m slow
 
 test-exhaustive: setup  ## all input words, 1e8 elements and draws (half an hour or more); writes docs/exhaustive.md
@@ -43,7 +49,7 @@ doctor: setup  ## what is installed, and what is missing
 	$(BIN)/sff-fast doctor
 
 clean:  ## remove .venv, builds and runs
-	rm -rf .venv build runs sff_fast/_cpu*.so
+	rm -rf .venv build runs sff_fast/_cpu*.so sff_fast/_cuda*.so sff_fast/_cuda_absent.txt
 
 .venv/.packages: requirements/dev.txt requirements/constraints.txt
 	$(PYTHON) -m venv .venv
@@ -65,3 +71,8 @@ endef
 
 models-into-python:
 	$(call install-models,$(PYTHON))
+
+.venv/.cuda: .venv/.packages requirements/cuda.txt requirements/cuda-disassembler.txt
+	$(BIN)/python -m pip install --quiet -r requirements/cuda-disassembler.txt
+	command -v nvcc >/dev/null || $(BIN)/python -m pip install --quiet -r requirements/cuda.txt
+	touch $@

@@ -47,7 +47,8 @@ def _wheel(source: Path, folder: Path, **environment: str) -> subprocess.Complet
         str(folder),
     ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    clean = {k: v for k, v in os.environ.items() if k not in ("SFF_FAST_BUILD", "CXX")}
+    unwanted = ("SFF_FAST_BUILD", "SFF_FAST_CUDA", "CXX", "CUDA_HOME", "CUDA_PATH")
+    clean = {k: v for k, v in os.environ.items() if k not in unwanted}
     shutil.rmtree(source / "build", ignore_errors=True)
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**clean, "PATH": path, **environment})
 
@@ -93,7 +94,7 @@ def test_without_a_build_the_wheel_is_pure_python_and_works(source, tmp_path):
     ("environment", "message"),
     [
         ({"CXX": "/no/such/compiler"}, "set SFF_FAST_BUILD=0 for the pure PyTorch package"),
-        ({"SFF_FAST_BUILD": "yes"}, "SFF_FAST_BUILD must be 0 or 1, got 'yes'"),
+        ({"SFF_FAST_BUILD": "yes"}, "SFF_FAST_BUILD must be 1 or 0, got 'yes'"),
     ],
 )
 def test_a_build_that_cannot_work_fails_loudly_with_what_to_do(source, tmp_path, environment, message):

@@ -16,10 +16,13 @@
 #if defined(__CUDACC__)
 #define SFF_INLINE __host__ __device__ __forceinline__
 #define SFF_UNROLL _Pragma("unroll")
+#define SFF_ONCE _Pragma("unroll 1")
 #elif defined(__clang__)
 #define SFF_INLINE inline __attribute__((always_inline))
 #define SFF_UNROLL _Pragma("unroll")
+#define SFF_ONCE
 #else
 #define SFF_INLINE inline __attribute__((always_inline))
 #define SFF_UNROLL _Pragma("GCC unroll 16")
+#define SFF_ONCE
 #endif

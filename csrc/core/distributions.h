@@ -113,23 +113,35 @@ SFF_INLINE typename L::F truncated_normal(typename L::U word, const float (&p)[8
     return smaller(larger(fused(L::f(p[1]), z, L::f(p[0])), L::f(p[2])), L::f(p[3]));
 }
 
-// The four draws of one block, in fp32.
-SFF_INLINE void draw_block(const Task& task, uint64_t block, float (&draws)[4]) {
-    uint32_t w[4];
-    philox_block(task.seed, task.stream, block, w);
-    if (task.distribution == kUniform) {
-        const float scaled = task.p[1] * 5.9604644775390625e-8f;
-        for (int i = 0; i < 4; ++i) draws[i] = uniform<Scalar>(w[i], task.p[0], scaled);
-    } else if (task.distribution == kNormal) {
+enum { kTruncNormalTail = 5 };  // kTruncNormal with its tail polynomial
+
+// The four draws of one block from its words, in fp32.
+template <int Kind>
+SFF_INLINE void block_draws(const uint32_t (&w)[4], const float (&p)[8], float (&draws)[4]) {
+    if (Kind == kUniform) {
+        const float scaled = p[1] * 5.9604644775390625e-8f;
+        SFF_UNROLL
+        for (int i = 0; i < 4; ++i) draws[i] = uniform<Scalar>(w[i], p[0], scaled);
+    } else if (Kind == kNormal) {
+        SFF_UNROLL
         for (int i = 0; i < 4; i += 2) {
             float even, odd;
             box_muller<Scalar>(w[i], w[i + 1], even, odd);
-            draws[i] = fused(task.p[1], even, task.p[0]);
-            draws[i + 1] = fused(task.p[1], odd, task.p[0]);
+            draws[i] = fused(p[1], even, p[0]);
+            draws[i + 1] = fused(p[1], odd, p[0]);
         }
     } else {
-        for (int i = 0; i < 4; ++i) draws[i] = truncated_normal<Scalar, true>(w[i], task.p);
+        SFF_UNROLL
+        for (int i = 0; i < 4; ++i) draws[i] = truncated_normal<Scalar, Kind == kTruncNormalTail>(w[i], p);
     }
+}
+
+SFF_INLINE void draw_block(const Task& task, uint64_t block, float (&draws)[4]) {
+    uint32_t w[4];
+    philox_block(task.seed, task.stream, block, w);
+    if (task.distribution == kUniform) return block_draws<kUniform>(w, task.p, draws);
+    if (task.distribution == kNormal) return block_draws<kNormal>(w, task.p, draws);
+    return block_draws<kTruncNormalTail>(w, task.p, draws);
 }
 
 }  // namespace SFF_ISA

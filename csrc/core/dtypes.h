@@ -5,6 +5,8 @@
 // last place for float16 below its normal range.
 #pragma once
 
+#include <type_traits>
+
 #include "scalar.h"
 
 namespace sff {
@@ -27,14 +29,22 @@ SFF_INLINE bool is_nan_bits(uint32_t bits) { return (bits & 0x7fffffffu) > 0x7f8
 SFF_INLINE float widen(float x) { return x; }
 SFF_INLINE float widen(BFloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
 SFF_INLINE float widen(Float16 x) {
+#if defined(__CUDA_ARCH__)
+    float result;  // exact; a NaN's payload is lost, and no result shows it
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
+    return result;
+#else
     const uint32_t sign = (x.bits & 0x8000u) << 16, exponent = (x.bits >> 10) & 31u, mantissa = x.bits & 0x3ffu;
     if (exponent == 31) return from_bits(sign | 0x7f800000u | (mantissa << 13));
     if (exponent != 0) return from_bits(sign | ((exponent + 112) << 23) | (mantissa << 13));
     const float magnitude = static_cast<float>(mantissa) * 5.9604644775390625e-8f;  // 2^-24: exact
     return from_bits(sign | to_bits(magnitude));
+#endif
 }
 
-SFF_INLINE void narrow(float x, float& out) { out = is_nan_bits(to_bits(x)) ? from_bits(kNan32) : x; }
+
+SFF_INLINE float canonical(float x) { return is_nan_bits(to_bits(x)) ? from_bits(kNan32) : x; }
+SFF_INLINE void narrow(float x, float& out) { out = canonical(x); }
 
 // To nearest even, lanes that are no NaN; the result stands in the low halves.
 template <class L>
@@ -86,18 +96,44 @@ SFF_INLINE void narrow_stochastic(float x, uint32_t h, T& out) {
     out.bits = is_nan_bits(to_bits(x)) ? T::nan : static_cast<uint16_t>(stochastic<Scalar>(x, h, T{}));
 }
 
+// Two neighbours at once as the halves of a word, the first one low. A device leaves NaN as its own conversion makes it:
+// `canonical` turns that into what `narrow` stores.
+template <class T>
+SFF_INLINE uint32_t narrow_pair(float x, float y) {
+#if defined(__CUDA_ARCH__)
+    uint32_t bits;  // to nearest even, denormals kept
+    if constexpr (std::is_same<T, BFloat16>::value) {
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(y), "f"(x));
+    } else {
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(y), "f"(x));
+    }
+    return bits;
+#else
+    T low, high;
+    narrow(x, low);
+    narrow(y, high);
+    return low.bits | static_cast<uint32_t>(high.bits) << 16;
+#endif
+}
+
+SFF_INLINE BFloat16 canonical(BFloat16 x) { return (x.bits & 0x7fffu) > 0x7f80u ? BFloat16{kNanBFloat16} : x; }
+SFF_INLINE Float16 canonical(Float16 x) { return (x.bits & 0x7fffu) > 0x7c00u ? Float16{kNanFloat16} : x; }
+
 // One element: theta = fma(shrink, theta, perturb * draw). With shrink 0 the old value is not read (it counts as +0), so
 // that uninitialised memory can be filled.
+SFF_INLINE float mixed(float old, float shrink, float perturb, float draw) { return fused(shrink, old, perturb * draw); }
+
 template <class T>
 SFF_INLINE float interpolated(T old, float shrink, float perturb, float draw) {
-    return fused(shrink, shrink == 0.0f ? 0.0f : widen(old), perturb * draw);
+    return mixed(shrink == 0.0f ? 0.0f : widen(old), shrink, perturb, draw);
 }
 
 SFF_INLINE double interpolated(double old, double shrink, double perturb, float draw) {
     const double x = fused(shrink, shrink == 0.0 ? 0.0 : old, perturb * static_cast<double>(draw));
     if (x == x) return x;
+    const uint64_t bits = kNan64;  // a device has no address for the constant itself
     double nan;
-    memcpy(&nan, &kNan64, sizeof nan);
+    memcpy(&nan, &bits, sizeof nan);
     return nan;
 }
 

@@ -20,13 +20,17 @@ struct PhiloxKey {
     uint32_t round1_c2, round2_c0, round2_c2, round2_c3;
 };
 
-SFF_INLINE PhiloxKey philox_key(uint64_t seed, uint64_t stream, uint32_t block_high) {
-    PhiloxKey key;
+// The round keys: all that depends on the seed alone.
+SFF_INLINE void philox_schedule(uint64_t seed, PhiloxKey& key) {
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
     for (int r = 0; r < kPhiloxRounds; ++r, k0 += kPhiloxW0, k1 += kPhiloxW1) {
         key.k0[r] = k0;
         key.k1[r] = k1;
     }
+}
+
+// The half of rounds 1 and 2 that is the same for all blocks of a stream; needs the round keys.
+SFF_INLINE void philox_stream(uint64_t stream, uint32_t block_high, PhiloxKey& key) {
     const uint32_t c2 = static_cast<uint32_t>(stream), c3 = static_cast<uint32_t>(stream >> 32);
     const uint64_t p1 = static_cast<uint64_t>(kPhiloxM1) * c2;
     const uint32_t after1_c0 = static_cast<uint32_t>(p1 >> 32) ^ block_high ^ key.k0[0];
@@ -35,6 +39,12 @@ SFF_INLINE PhiloxKey philox_key(uint64_t seed, uint64_t stream, uint32_t block_h
     key.round2_c0 = static_cast<uint32_t>(p1) ^ key.k0[1];
     key.round2_c2 = static_cast<uint32_t>(p0 >> 32) ^ key.k1[1];
     key.round2_c3 = static_cast<uint32_t>(p0);
+}
+
+SFF_INLINE PhiloxKey philox_key(uint64_t seed, uint64_t stream, uint32_t block_high) {
+    PhiloxKey key;
+    philox_schedule(seed, key);
+    philox_stream(stream, block_high, key);
     return key;
 }
 
@@ -70,13 +80,26 @@ SFF_INLINE void philox(typename L::Q (&c)[J][4], const PhiloxKey& key) {
     }
 }
 
+// The words of J consecutive blocks whose high counter word is the key's.
+template <int J>
+SFF_INLINE void philox_blocks(const PhiloxKey& key, uint32_t block_low, uint32_t (&words)[J][4]) {
+    uint64_t c[J][4];
+    SFF_UNROLL
+    for (int j = 0; j < J; ++j)
+        c[j][0] = multiply_low_halves(block_low + static_cast<uint32_t>(j), kPhiloxM0);
+    philox<Scalar, J>(c, key);
+    SFF_UNROLL
+    for (int j = 0; j < J; ++j) {
+        SFF_UNROLL
+        for (int w = 0; w < 4; ++w) words[j][w] = static_cast<uint32_t>(c[j][w]);
+    }
+}
+
 // The four words of one block.
 SFF_INLINE void philox_block(uint64_t seed, uint64_t stream, uint64_t block, uint32_t (&words)[4]) {
-    const PhiloxKey key = philox_key(seed, stream, static_cast<uint32_t>(block >> 32));
-    uint64_t c[1][4];
-    c[0][0] = static_cast<uint64_t>(kPhiloxM0) * static_cast<uint32_t>(block);
-    philox<Scalar, 1>(c, key);
-    for (int w = 0; w < 4; ++w) words[w] = static_cast<uint32_t>(c[0][w]);
+    uint32_t all[1][4];
+    philox_blocks<1>(philox_key(seed, stream, static_cast<uint32_t>(block >> 32)), static_cast<uint32_t>(block), all);
+    for (int w = 0; w < 4; ++w) words[w] = all[0][w];
 }
 
 }  // namespace SFF_ISA

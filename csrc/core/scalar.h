@@ -80,7 +80,13 @@ SFF_INLINE float larger(float a, float b) { return a > b ? a : b; }
 
 // Philox works on 64-bit lanes: a product needs both halves, and only the low half of an operand is read.
 SFF_INLINE uint64_t multiply_low_halves(uint64_t a, uint64_t b) {
+#if defined(__CUDA_ARCH__)
+    uint64_t product;  // nvcc adds the products of the empty high halves to what is written in C
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(static_cast<uint32_t>(a)), "r"(static_cast<uint32_t>(b)));
+    return product;
+#else
     return static_cast<uint64_t>(static_cast<uint32_t>(a)) * static_cast<uint32_t>(b);
+#endif
 }
 SFF_INLINE uint64_t high_half(uint64_t x) { return x >> 32; }
 SFF_INLINE uint64_t exclusive_or(uint64_t a, uint64_t b) { return a ^ b; }

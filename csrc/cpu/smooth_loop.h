@@ -63,8 +63,6 @@ SFF_INLINE void unit_words(uint64_t block, const PhiloxKey& key, typename L::Q (
     philox<L, J>(c, key);
 }
 
-enum { kTruncNormalTail = 5 };  // kTruncNormal with its tail polynomial
-
 template <class L, int Kind>
 SFF_INLINE void unit_draws(const typename L::Q (&w)[4], const Task& t, typename L::F& first, typename L::F& second) {
     typename L::U a, b;

@@ -1,7 +1,6 @@
 """Compute backends: where each one is there, and which one runs a parameter.
 
-``cpu`` is the compiled module, ``reference`` plain torch on any device; both give the same bits. ``cuda`` names the place
-of a compiled GPU module.
+``cpu`` and ``cuda`` are compiled modules, ``reference`` is plain torch on any device; all give the same bits.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from sff_fast.backends import cpu, reference
+from sff_fast.backends import cpu, cuda, reference
 from sff_fast.errors import ArgumentError, BackendError
 from sff_fast.table import BoxTask
 
@@ -19,20 +18,16 @@ NAMES = ("auto", "cpu", "cuda", "reference")
 _said: set[str] = set()
 
 
-def _cuda_absent() -> str:
-    return "this version has no CUDA kernels: parameters on a GPU use the reference backend there"
-
-
 def available_backends() -> dict[str, str]:
     """Which backends this installation has.
 
     Returns:
-        For each backend what it runs on (``"avx512"``, ``"ok"``), or ``"absent: "`` and the reason.
+        For each backend what it runs on (``"avx512"``, ``"sm_90, 1 GPU"``, ``"ok"``), or ``"absent: "`` and the reason.
     """
-    why = cpu.why_absent()
+    why, why_no_cuda = cpu.why_absent(), cuda.why_absent()
     return {
         "cpu": f"absent: {why}" if why else cpu.isa(),
-        "cuda": f"absent: {_cuda_absent()}",
+        "cuda": f"absent: {why_no_cuda}" if why_no_cuda else cuda.describe(),
         "reference": "ok",
     }
 
@@ -46,7 +41,7 @@ def check(name: str) -> None:
     """
     if name not in NAMES:
         raise ArgumentError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
-    why = {"cpu": cpu.why_absent, "cuda": _cuda_absent}.get(name, str)()
+    why = {"cpu": cpu.why_absent, "cuda": cuda.why_absent}.get(name, str)()
     if why:
         raise BackendError(f"backend={name!r} is absent: {why}")
 
@@ -70,8 +65,13 @@ def choose(name: str, device: torch.device) -> tuple[str, Callable[[Sequence[Box
         raise BackendError(f"backend='cpu' runs parameters on the CPU, got one on {device}: use backend='auto'")
     if name == "cpu" or (name == "auto" and device.type == "cpu" and not cpu.why_absent()):
         return "cpu", cpu.run
+    if name == "cuda" and device.type != "cuda":
+        raise BackendError(f"backend='cuda' runs parameters on a GPU, got one on {device}: use backend='auto'")
+    if name == "cuda" or (name == "auto" and device.type == "cuda" and not cuda.why_absent()):
+        cuda.check_device(device)
+        return "cuda", cuda.run
     if name == "auto":
-        why = cpu.why_absent() if device.type == "cpu" else _cuda_absent() if device.type == "cuda" else "it has no kernels"
+        why = cpu.why_absent() if device.type == "cpu" else cuda.why_absent() if device.type == "cuda" else "it has no kernels"
         _say_once(f"{device.type}: using the slow reference backend, since the compiled one is absent ({why})")
     return "reference", reference.run
 

@@ -1,0 +1,323 @@
+// The kernels of the CUDA backend: one launch a bucket, a grid-stride loop over its chunks.
+//
+// A run is a head up to the first aligned vector, units of 128-bit accesses, and a tail. In head and tail a thread takes
+// whole blocks of draws, so that each Philox block is computed once wherever address and draw are congruent modulo four
+// elements; elsewhere a unit computes one block more than it has elements for: 2 blocks for 4 elements of 4 or 8 bytes, 3
+// for 8 of 2 bytes. Scattered elements are done one a thread, each with its own block.
+#include "smooth.h"
+
+#include "unit.h"
+
+namespace sff {
+namespace {
+
+using namespace SFF_ISA;
+
+// A number that the compiler takes for a new one each time.
+__device__ __forceinline__ uint64_t not_hoisted(uint64_t x) {
+#if defined(__CUDA_ARCH__)
+    asm volatile("mov.b64 %0, %0;" : "+l"(x));
+#endif
+    return x;
+}
+
+// The pointer to an address. Only what is derived from a pointer among a kernel's arguments is known to be global memory.
+__device__ __forceinline__ char* at_address(const Launch& launch, uint64_t address) {
+    return launch.memory + static_cast<int64_t>(address - not_hoisted(launch.memory_address));
+}
+
+// What a thread keeps of its run. The rest is read or computed again where it is needed, since registers are what limits
+// the number of threads: addresses, parameters of truncated normals, the key of the rounding stream.
+struct Run {
+    const Launch& launch;
+    const Task& task;
+    const Chunk& chunk;
+    PhiloxKey draw_key;
+    Factors factors;
+    float p[2];
+};
+
+__device__ __forceinline__ char* data_of(const Run& run) { return at_address(run.launch, run.chunk.data); }
+
+// kTable: the draw of element 0.
+__device__ __forceinline__ const float* table_of(const Run& run) {
+    return reinterpret_cast<const float*>(at_address(run.launch, run.task.table + 4 * run.chunk.draw));
+}
+
+template <int Kind>
+__device__ __forceinline__ void draws_of_block(const Run& run, uint32_t block, float (&draws)[4]) {
+    if constexpr (Kind == kUniform || Kind == kNormal) {
+        const float p[8] = {run.p[0], run.p[1]};
+        draws_of_block<Kind>(block, run.draw_key, p, draws);
+    } else {
+        draws_of_block<Kind>(block, run.draw_key, run.task.p, draws);
+    }
+}
+
+// The key is made anew each time: twenty round keys more would not fit into registers.
+__device__ __forceinline__ void rounding_halves(const Run& run, int at, uint32_t (&halves)[4]) {
+    const uint64_t logical = run.chunk.logical;
+    const Place<3> place(logical);
+    const PhiloxKey key =
+        philox_key(not_hoisted(run.launch.round_seed), run.task.round_stream, static_cast<uint32_t>(logical >> 35));
+    rounding_halves(place.block_of(at), place.phase_of(at), key, halves);
+}
+
+// The words of the unit at an address; zeros where old values are not read.
+template <class T>
+__device__ __forceinline__ void load_unit(const Run& run, const char* address, uint32_t (&words)[kWords<T>]) {
+    SFF_UNROLL
+    for (int i = 0; i < kWords<T>; i += 4) {
+        uint4 v = make_uint4(0, 0, 0, 0);
+        if (reads_old<T>(run.factors)) v = reinterpret_cast<const uint4*>(address)[i / 4];
+        words[i] = v.x;
+        words[i + 1] = v.y;
+        words[i + 2] = v.z;
+        words[i + 3] = v.w;
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void store_unit(char* address, const uint32_t (&words)[kWords<T>]) {
+    SFF_UNROLL
+    for (int i = 0; i < kWords<T>; i += 4)
+        reinterpret_cast<uint4*>(address)[i / 4] = make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
+}
+
+// Units of the elements [begin, end): whole ones, from an address of whole vectors on.
+template <class T, bool Stochastic, int Kind, bool Shifted>
+__device__ __forceinline__ void units_of(const Run& run, int begin, int end) {
+    constexpr int width = kUnit<T>;
+    // Old values are asked for before the draws are made, where registers allow and memory is what limits.
+    constexpr bool early = !Stochastic && sizeof(T) < 8 && (Kind == kUniform || !kRandom<Kind>);
+    const int step = static_cast<int>(blockDim.x) * width;
+    char* data = data_of(run);
+    const float* table = nullptr;
+    if constexpr (Kind == kTable) table = table_of(run);
+    const Place<2> place(run.chunk.draw);
+    SFF_ONCE
+    for (int at = begin + static_cast<int>(threadIdx.x) * width; at < end; at += step) {
+        char* address = data + static_cast<int64_t>(at) * static_cast<int64_t>(sizeof(T));
+        uint32_t words[kWords<T>];
+        if constexpr (early) load_unit<T>(run, address, words);
+        float draws[width];
+        const uint32_t block = place.block_of(at);
+        float here[4], next[4];
+        if constexpr (Shifted) draws_of_block<Kind>(run, block, here);
+        SFF_UNROLL
+        for (int j = 0; j < width; j += 4) {
+            if constexpr (Shifted) {
+                draws_of_block<Kind>(run, block + static_cast<uint32_t>(j / 4 + 1), next);
+                shifted(here, next, place.phase_of(at), draws + j);
+                SFF_UNROLL
+                for (int i = 0; i < 4; ++i) here[i] = next[i];
+            } else if constexpr (kRandom<Kind>) {
+                draws_of_block<Kind>(run, block + static_cast<uint32_t>(j / 4), here);
+                SFF_UNROLL
+                for (int i = 0; i < 4; ++i) draws[j + i] = here[i];
+            } else {
+                SFF_UNROLL
+                for (int i = 0; i < 4; ++i) draws[j + i] = Kind == kConstant ? run.p[0] : table[at + j + i];
+            }
+        }
+        uint32_t halves[4] = {};
+        if constexpr (Stochastic) rounding_halves(run, at, halves);
+        if constexpr (!early) load_unit<T>(run, address, words);
+        smooth_unit<T, Stochastic>(words, run.factors, draws, halves);
+        store_unit<T>(address, words);
+    }
+}
+
+// Those of the unit's elements from `first` on that lie in [begin, end); `first` is where a block of draws begins.
+template <class T, bool Stochastic, int Kind>
+__device__ __forceinline__ void part_of_unit(const Run& run, int first, int begin, int end) {
+    constexpr int width = kUnit<T>;
+    const Place<2> place(run.chunk.draw);
+    uint32_t halves[4] = {};
+    if constexpr (Stochastic) rounding_halves(run, first, halves);
+    T* data = reinterpret_cast<T*>(data_of(run));
+    SFF_UNROLL
+    for (int j = 0; j < width; j += 4) {
+        float draws[4] = {};
+        if constexpr (kRandom<Kind>) draws_of_block<Kind>(run, place.block_of(first + j), draws);
+        SFF_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            const int at = first + j + i;
+            if (at < begin || at >= end) continue;
+            float draw = Kind == kConstant ? run.p[0] : draws[i];
+            if constexpr (Kind == kTable) draw = table_of(run)[at];
+            data[at] = smoothed<T, Stochastic>(data[at], run.factors, draw, halves[(i + j) / 2 % 4] >> (16 * (i % 2)) & 0xffffu);
+        }
+    }
+}
+
+// Elements [0, head) and [tail, count), each in groups that begin where a unit of draws does: one group a thread.
+template <class T, bool Stochastic, int Kind>
+__device__ __forceinline__ void ends_of(const Run& run, int head, int tail) {
+    constexpr int width = kUnit<T>;
+    const Place<2> place(run.chunk.draw);
+    const int count = run.chunk.count;
+    // Elements of whole units before the run, in blocks of 8 (the draw's block number tells which half of a unit it is).
+    const int phase = place.phase + (width == 8 ? static_cast<int>(place.block & 1) * 4 : 0);
+    const int before_head = head > 0 ? (phase + head + width - 1) / width : 0;
+    const int skip = (phase + tail) % width;
+    const int groups = before_head + (tail < count ? (skip + count - tail + width - 1) / width : 0);
+    SFF_ONCE
+    for (int g = static_cast<int>(threadIdx.x); g < groups; g += static_cast<int>(blockDim.x)) {
+        const bool in_head = g < before_head;
+        const int first = in_head ? g * width - phase : tail - skip + (g - before_head) * width;
+        part_of_unit<T, Stochastic, Kind>(run, first, in_head ? 0 : tail, in_head ? head : count);
+    }
+}
+
+template <class T, bool Stochastic, int Kind>
+__device__ __forceinline__ void run_kind(const Run& run) {
+    constexpr int width = kUnit<T>, vector = 16 / static_cast<int>(sizeof(T));
+    const Place<2> place(run.chunk.draw);
+    const int count = run.chunk.count;
+    int head = static_cast<int>((0 - run.chunk.data) % 16 / sizeof(T));
+    // Two vectors a unit: begin with the one where a block of draws begins.
+    if (vector < width && place.phase_of(head) == 2) head += vector;
+    const bool is_shifted = kRandom<Kind> && place.phase_of(head) != 0;
+    // A second block of truncated normals would cost more than the vector accesses save: all in whole blocks.
+    constexpr bool may_shift = Kind == kUniform || Kind == kNormal;
+    if (head > count || (is_shifted && !may_shift)) head = count;
+    const int tail = count - (count - head) % width;
+    ends_of<T, Stochastic, Kind>(run, head, tail);
+    if constexpr (may_shift) {
+        if (is_shifted) return units_of<T, Stochastic, Kind, true>(run, head, tail);
+    }
+    units_of<T, Stochastic, Kind, false>(run, head, tail);
+}
+
+template <class T, bool Stochastic, bool Truncated>
+__device__ __forceinline__ void do_run(const Launch& launch, const Task& task, const Chunk& chunk) {
+    Run run = {launch,
+               task,
+               chunk,
+               launch.draw,
+               {static_cast<float>(task.shrink), static_cast<float>(task.perturb), task.shrink, task.perturb},
+               {task.p[0], task.p[1]}};
+    philox_stream(task.stream, static_cast<uint32_t>(chunk.draw >> 34), run.draw_key);
+    if constexpr (Truncated) {
+        return task.p[7] != 0 ? run_kind<T, Stochastic, kTruncNormalTail>(run) : run_kind<T, Stochastic, kTruncNormal>(run);
+    } else {
+        switch (task.distribution) {
+            case kConstant: return run_kind<T, Stochastic, kConstant>(run);
+            case kTable: return run_kind<T, Stochastic, kTable>(run);
+            case kUniform: return run_kind<T, Stochastic, kUniform>(run);
+            default: return run_kind<T, Stochastic, kNormal>(run);
+        }
+    }
+}
+
+// Element `at` of the box: everything from scratch, whatever the strides.
+template <class T, bool Stochastic>
+__device__ void do_scattered(const Launch& launch, const Task& task, uint64_t at) {
+    uint64_t memory = static_cast<uint64_t>(task.memory_offset), draw = static_cast<uint64_t>(task.draw_offset),
+             logical = static_cast<uint64_t>(task.logical_offset);
+    SFF_ONCE
+    for (int d = task.rank - 1; d >= 0; --d) {
+        const uint64_t size = static_cast<uint64_t>(task.size[d]), rest = at / size, m = at - rest * size;
+        at = rest;
+        memory += m * static_cast<uint64_t>(task.memory_strides[d]);
+        draw += m * static_cast<uint64_t>(task.draw_strides[d]);
+        logical += m * static_cast<uint64_t>(task.logical_strides[d]);
+    }
+    float r;
+    if (task.distribution == kConstant) {
+        r = task.p[0];
+    } else if (task.distribution == kTable) {
+        r = *reinterpret_cast<const float*>(at_address(launch, task.table + 4 * draw));
+    } else {
+        float draws[4];
+        draw_block(task, draw >> 2, draws);
+        r = (draw & 2) != 0 ? ((draw & 1) != 0 ? draws[3] : draws[2]) : ((draw & 1) != 0 ? draws[1] : draws[0]);
+    }
+    uint32_t halves[4] = {};
+    if constexpr (Stochastic) {
+        const PhiloxKey key = philox_key(launch.round_seed, task.round_stream, static_cast<uint32_t>(logical >> 35));
+        rounding_halves(static_cast<uint32_t>(logical >> 3), 0, key, halves);
+        halves[0] = (logical & 4) != 0 ? ((logical & 2) != 0 ? halves[3] : halves[2]) : ((logical & 2) != 0 ? halves[1] : halves[0]);
+    }
+    const Factors factors = {static_cast<float>(task.shrink), static_cast<float>(task.perturb), task.shrink, task.perturb};
+    T* element = reinterpret_cast<T*>(at_address(launch, task.data + memory * sizeof(T)));
+    *element = smoothed<T, Stochastic>(*element, factors, r, ((logical & 1) != 0 ? halves[0] >> 16 : halves[0]) & 0xffffu);
+}
+
+// Blocks of a multiprocessor that the registers are cut for: 75 % of its threads, half for fp64 (whose units are twice as
+// wide) and where arithmetic limits. With fewer registers each of these would spill.
+template <class T, bool Stochastic, bool Truncated>
+constexpr int kResident = Stochastic || Truncated || sizeof(T) == 8 ? 4 : 6;
+
+template <class T, bool Stochastic, bool Truncated>
+__global__ void __launch_bounds__(kThreads, (kResident<T, Stochastic, Truncated>)) smooth_kernel(const Launch launch) {
+    for (uint32_t c = blockIdx.x; c < launch.count; c += gridDim.x) {
+        const Chunk& chunk = launch.chunks[c];
+        if (chunk.task >= 0) {
+            do_run<T, Stochastic, Truncated>(launch, launch.tasks[chunk.task], chunk);
+        } else {
+            const Task& task = launch.tasks[~chunk.task];
+            SFF_ONCE
+            for (int i = static_cast<int>(threadIdx.x); i < chunk.count; i += static_cast<int>(blockDim.x))
+                do_scattered<T, Stochastic>(launch, task, chunk.draw + static_cast<uint64_t>(i));
+        }
+    }
+}
+
+using Kernel = void (*)(Launch);
+
+template <class T, bool Stochastic>
+Kernel kernel_for(const Bucket& bucket) {
+    return bucket.truncated ? smooth_kernel<T, Stochastic, true> : smooth_kernel<T, Stochastic, false>;
+}
+
+Kernel kernel_of(const Bucket& bucket) {
+    const bool stochastic = bucket.rounding == kStochastic;
+    switch (bucket.dtype) {
+        case kFloat32: return kernel_for<float, false>(bucket);
+        case kFloat64: return kernel_for<double, false>(bucket);
+        case kBFloat16: return stochastic ? kernel_for<BFloat16, true>(bucket) : kernel_for<BFloat16, false>(bucket);
+        default: return stochastic ? kernel_for<Float16, true>(bucket) : kernel_for<Float16, false>(bucket);
+    }
+}
+
+}  // namespace
+
+cudaError_t has_kernel(const Bucket& bucket) {
+    cudaFuncAttributes attributes;
+    return cudaFuncGetAttributes(&attributes, kernel_of(bucket));
+}
+
+cudaError_t shape_of(const Bucket& bucket, Shape& shape) {
+    int device = 0, processors = 0, resident = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess)
+        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel_of(bucket), static_cast<int>(kThreads), 0);
+    if (error != cudaSuccess) return error;
+    const int64_t at_once = static_cast<int64_t>(processors) * resident;
+    shape = {static_cast<unsigned>(bucket.count < at_once ? bucket.count : at_once), kThreads};
+    return cudaSuccess;
+}
+
+Launch arguments_of(const Bucket& bucket, const Task* tasks, const Chunk* chunks) {
+    Launch arguments;
+    arguments.tasks = tasks;
+    arguments.chunks = chunks + bucket.first;
+    arguments.count = static_cast<uint32_t>(bucket.count);
+    arguments.memory = reinterpret_cast<char*>(bucket.memory);
+    arguments.memory_address = bucket.memory;
+    arguments.draw = philox_key(bucket.seed, 0, 0);
+    arguments.round_seed = bucket.round_seed;
+    return arguments;
+}
+
+cudaError_t launch(const Bucket& bucket, const Task* tasks, const Chunk* chunks, Shape shape, cudaStream_t stream) {
+    Launch arguments = arguments_of(bucket, tasks, chunks);
+    void* list[] = {&arguments};
+    const cudaError_t error = cudaLaunchKernel(kernel_of(bucket), dim3(shape.grid), dim3(shape.block), list, 0, stream);
+    return error == cudaSuccess ? cudaPeekAtLastError() : error;
+}
+
+}  // namespace sff

@@ -1,0 +1,135 @@
+"""What nvcc makes of the kernels: compiling for one architecture, and reading the machine code."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "csrc" / "cuda" / "smooth.cu"
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+NAMES = {"f": "float32", "d": "float64", "BFloat16": "bfloat16", "Float16": "float16"}
+_BRANCH = re.compile(r"\b(?:BRA|BRX|JMP)\b")
+_TARGET = re.compile(r"(0x[0-9a-f]+)\s*$")
+
+
+def tool(name: str) -> str:
+    """A program of the CUDA toolkit: the machine's, or the one that ``make cuda-tools`` installs; skips without."""
+    site = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
+    found = shutil.which(name) or next((str(p) for p in sorted(site.glob(f"*/bin/{name}"))), None)
+    if not found:
+        pytest.skip(f"{name} is not installed: `make cuda-tools` brings it")
+    return found
+
+
+def flags() -> list[str]:
+    """The flags that the build compiles the kernels with, from ``cmake/cuda.cmake``."""
+    text = (ROOT / "cmake" / "cuda.cmake").read_text()
+    return re.search(r"set\(SFF_CUDA_FLAGS ([^)]*)\)", text)[1].split()
+
+
+def compile_kernels(folder: Path, architecture: str, kind: str) -> tuple[Path, str]:
+    """Compile the kernels for one architecture.
+
+    Args:
+        folder: Where the result goes.
+        architecture: Such as ``"sm_90"``.
+        kind: ``"cubin"`` or ``"ptx"``.
+
+    Returns:
+        The file and what ptxas said.
+    """
+    out = folder / f"{architecture}.{kind}"
+    command = [tool("nvcc"), *flags(), f"-arch={architecture}", f"-{kind}", "-Xptxas", "-v", str(SOURCE), "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out, done.stderr
+
+
+def kernel_name(mangled: str) -> tuple[str, bool, bool]:
+    """dtype, stochastic and truncated of a kernel from its symbol."""
+    found = re.search(r"smooth_kernelI(?:N\w+6device\d+(B?Float16)E|([fd]))Lb([01])ELb([01])E", mangled)
+    return NAMES[found[1] or found[2]], found[3] == "1", found[4] == "1"
+
+
+def resources(report: str) -> dict[tuple[str, bool, bool], dict[str, int]]:
+    """Registers, stack and spilled bytes of every kernel, from what ptxas said."""
+    result = {}
+    for part in report.split("Compiling entry function '")[1:]:
+        numbers = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        result[kernel_name(part.split("'")[0])] = {
+            "stack": int(numbers[1]),
+            "spilled": int(numbers[2]) + int(numbers[3]),
+            "registers": int(re.search(r"Used (\d+) registers", part)[1]),
+        }
+    return result
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An innermost loop: its instructions, and how many of them run where no value is special."""
+
+    body: tuple[str, ...]
+    path: int
+
+    def count(self, pattern: str) -> int:
+        """Instructions that match."""
+        return sum(bool(re.search(pattern, line)) for line in self.body)
+
+
+def _target(line: str) -> int | None:
+    found = _TARGET.search(line) if _BRANCH.search(line) else None
+    return int(found[1], 16) if found else None
+
+
+def _common_path(lines: list[tuple[int, str]]) -> int:
+    """Instructions on the shortest way through a loop body that calls nothing.
+
+    What only special values take (the square root of a denormal, the canonical NaN) lies behind a branch; the square root's
+    is a call, which is never on the shortest way here.
+    """
+    far = 1 << 30
+    place = {address: i for i, (address, _) in enumerate(lines)}
+    reach = [far] * (len(lines) + 1)
+    reach[0] = 0
+    for i, (_, line) in enumerate(lines[:-1]):
+        if reach[i] == far or line.startswith("CALL"):
+            continue
+        target = _target(line)
+        jump = place.get(target, -1) if target is not None else -1
+        if jump > i:
+            reach[jump] = min(reach[jump], reach[i] + 1)
+        if target is None or line.lstrip().startswith("@") or re.search(r"BRA\S* !?U?P\d", line):
+            reach[i + 1] = min(reach[i + 1], reach[i] + 1)
+    return reach[len(lines) - 1] + 1
+
+
+def functions(cubin: Path) -> dict[tuple[str, bool, bool], list[Loop]]:
+    """The vector loops of every kernel: innermost, with 128-bit loads and stores."""
+    path = Path(tool("nvdisasm")).parent
+    done = subprocess.run(
+        [tool("cuobjdump"), "-sass", str(cubin)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": f"{path}:/usr/bin:/bin"},
+    )
+    result = {}
+    for part in re.split(r"\n\s*Function : ", done.stdout)[1:]:
+        lines = [(int(m[1], 16), m[2].strip()) for m in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(.*?);\s*/\*", part)]
+        spans = [(t, a) for a, line in lines if (t := _target(line)) is not None and t <= a]
+        inner = [s for s in spans if not any(o != s and o[0] >= s[0] and o[1] <= s[1] for o in spans)]
+        loops = []
+        for begin, end in sorted(set(inner)):
+            body = [(a, line) for a, line in lines if begin <= a <= end]
+            loop = Loop(tuple(line for _, line in body), _common_path(body))
+            if loop.count(r"LDG\S*\.128"):
+                loops.append(loop)
+        result[kernel_name(part.split("\n")[0])] = loops
+    return result

@@ -1,0 +1,73 @@
+"""The CUDA kernels on the CPU: builds the shim library once a session and runs kernel tables with it."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sff_fast import table
+
+HERE = Path(__file__).resolve().parent
+CHUNK_DTYPE = np.dtype([("data", "u8"), ("draw", "u8"), ("logical", "u8"), ("count", "i4"), ("task", "i4")])
+"""The layout of ``sff::Chunk`` in ``csrc/cuda/chunks.h``."""
+
+FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-DSFF_ISA=device")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
+
+
+def build(folder: Path, *, sanitize: bool = False, source: Path = HERE / "shim.cpp") -> Path:
+    """Compile ``source`` (with the unmodified kernels in it) as a library, or with sanitizers.
+
+    Args:
+        folder: Where the library goes.
+        sanitize: With ASan and UBSan, default False.
+        source: What is compiled.
+
+    Returns:
+        The library's path.
+    """
+    library = folder / ("shim-sanitized.so" if sanitize else "shim.so")
+    # -O1: the loops are run over small sizes, so that compiling is most of the time
+    command = ["g++", *FLAGS, "-O1", *(SANITIZERS if sanitize else ()), "-shared", "-fPIC", f"-I{HERE}", str(source)]
+    subprocess.run([*command, "-o", str(library)], check=True)
+    return library
+
+
+class Shim:
+    """The loaded library."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self._library.sff_shim_chunks.restype = ctypes.c_int64
+        self._library.sff_shim_arguments.restype = ctypes.c_int64
+
+    def run(self, tasks: Sequence[table.BoxTask], grid: int = 2, block: int = 64, largest: int = 256) -> int:
+        """Run a table in place with a launch shape; ``grid=0`` takes the occupancy's shape. Returns the launches."""
+        packed = table.pack(tasks)
+        launches = self._library.sff_shim_smooth(
+            packed.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(len(tasks)), largest, ctypes.c_uint(grid), ctypes.c_uint(block)
+        )
+        assert launches >= 0, "a launch failed"
+        return launches
+
+    def chunks(self, packed: np.ndarray, largest: int) -> np.ndarray:
+        """The chunks of a packed table."""
+        count = ctypes.c_int64(packed.nbytes // table.TASK_DTYPE.itemsize)
+        pointer = packed.ctypes.data_as(ctypes.c_void_p)
+        size = self._library.sff_shim_chunks(pointer, count, largest, None, ctypes.c_int64(0))
+        chunks = np.zeros(size, CHUNK_DTYPE)
+        self._library.sff_shim_chunks(pointer, count, largest, chunks.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(size))
+        return chunks
+
+    def arguments(self, packed: np.ndarray, largest: int, index: int, chunks: np.ndarray) -> bytes:
+        """The kernel's argument for bucket ``index``, with the tables where the arrays lie."""
+        count = ctypes.c_int64(packed.nbytes // table.TASK_DTYPE.itemsize)
+        out = ctypes.create_string_buffer(512)
+        size = self._library.sff_shim_arguments(
+            packed.ctypes.data_as(ctypes.c_void_p), count, largest, index, chunks.ctypes.data_as(ctypes.c_void_p), out
+        )
+        return out.raw[:size]

@@ -1,0 +1,115 @@
+"""The CUDA backend from Python: what it says where it cannot run, and on a GPU the bits of the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import HARDWARE
+from kernels import DISTRIBUTIONS, DTYPES, bits, tasks_for, weights
+
+from sff_fast import backends, table
+from sff_fast.backends import cuda, reference
+from sff_fast.errors import ArgumentError, BackendError
+
+needs_gpu = pytest.mark.skipif(bool(cuda.why_absent()), reason=f"{HARDWARE}no GPU that the CUDA kernels run on")
+needs_no_gpu = pytest.mark.skipif(not cuda.why_absent(), reason=f"{HARDWARE}this machine has a GPU")
+
+
+@needs_no_gpu
+def test_where_it_cannot_run_it_says_why_and_the_others_work():
+    why = cuda.why_absent()
+    assert why.startswith(("compiled for sm_", "not compiled ("))
+    assert backends.available_backends()["cuda"] == f"absent: {why}"
+    with pytest.raises(BackendError, match="backend='cuda' is absent: "):
+        backends.choose("cuda", torch.device("cuda"))
+    assert backends.choose("auto", torch.device("cpu"))[0] == "cpu"
+
+
+def test_without_the_module_the_reason_of_the_build_is_told(monkeypatch):
+    monkeypatch.setattr(cuda, "_cuda", None)
+    monkeypatch.setattr(cuda, "_why_absent", "not compiled (no nvcc was found when this was built): …")
+    assert "no nvcc was found" in backends.available_backends()["cuda"]
+
+
+def test_parameters_on_the_cpu_are_refused():
+    with pytest.raises(ArgumentError, match="expected boxes on one GPU, got cpu"):
+        cuda.Prepared(tasks_for(torch.zeros(4), DISTRIBUTIONS["normal"]))
+
+
+class _Module:
+    """A compiled module as if of another version, or on a machine with GPUs."""
+
+    TASK_BYTES = table.TASK_DTYPE.itemsize
+    ARCHITECTURES = "sm_80 sm_90"
+
+    def __init__(self, count: int = 1, error: str = "", why: str = "") -> None:
+        self._answers = (count, error), why
+
+    def devices(self) -> tuple[int, str]:
+        return self._answers[0]
+
+    def why_not(self, device: int) -> str:
+        return self._answers[1]
+
+
+def test_a_machine_without_a_driver_or_a_gpu_is_told_apart(monkeypatch):
+    monkeypatch.setattr(cuda, "_cuda", _Module(0, "cudaErrorInsufficientDriver: too old"))
+    assert "no usable GPU or driver (cudaErrorInsufficientDriver" in cuda.why_absent()
+    monkeypatch.setattr(cuda, "_cuda", _Module(0))
+    assert "this machine shows no GPU" in cuda.why_absent()
+
+
+def test_a_module_of_another_version_is_refused(monkeypatch):
+    module = _Module()
+    module.TASK_BYTES = 8
+    monkeypatch.setattr(cuda, "_cuda", module)
+    assert "compiled from another version" in cuda.why_absent()
+
+
+def test_a_gpu_whose_architecture_is_not_compiled_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(cuda, "_cuda", _Module(1, "", "cudaErrorNoKernelImageForDevice: no kernel image"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(BackendError, match="cuda:0 is of architecture sm_75, the CUDA kernels are compiled for sm_80 sm_90"):
+        cuda.check_device(torch.device("cuda:0"))
+
+
+@pytest.mark.skipif(
+    cuda._cuda is None, reason="the CUDA module is not built: `make cuda-tools`, then SFF_FAST_CUDA=on pip install -e ."
+)
+def test_the_module_checks_and_cuts_tables_without_a_gpu():
+    tasks = [*tasks_for(weights(100_000, torch.float32), DISTRIBUTIONS["normal"])]
+    made = cuda._cuda.Table(table.pack(tasks))
+    assert made.launches == 1
+    assert made.chunks >= 100_000 // (1 << 14)
+    assert made.image().nbytes == table.TASK_DTYPE.itemsize + 32 * made.chunks
+    with pytest.raises(ValueError, match="multiple of"):
+        cuda._cuda.Table(np.zeros(7, np.uint8))
+    with pytest.raises(ValueError, match="task 1: writes memory that task 0 writes too"):
+        cuda._cuda.Table(table.pack(tasks * 2))
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_gpu_gives_the_references_bits(dtype, name):
+    for n in (1, 3, 129, 1025, 100_003):
+        for lead in range(16 // dtype.itemsize):
+            old = weights(n + lead, dtype)
+            new = old.cuda()
+            reference.run(tasks_for(old[lead:], DISTRIBUTIONS[name], rounding="stochastic", shift=lead % 5))
+            cuda.run(tasks_for(new[lead:], DISTRIBUTIONS[name], rounding="stochastic", shift=lead % 5))
+            assert torch.equal(bits(new.cpu()), bits(old))
+
+
+@needs_gpu
+def test_a_captured_graph_replays_the_smoothing():
+    x, y = weights(5000, torch.float32).cuda(), weights(5000, torch.float32).cuda()
+    cuda.run(tasks_for(x, DISTRIBUTIONS["normal"]))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        cuda.run(tasks_for(x, DISTRIBUTIONS["normal"]))
+    x.copy_(y)
+    graph.replay()
+    cuda.run(tasks_for(y, DISTRIBUTIONS["normal"]))
+    assert torch.equal(x, y)
