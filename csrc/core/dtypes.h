@@ -116,8 +116,8 @@ SFF_INLINE uint32_t narrow_pair(float x, float y) {
 #endif
 }
 
-SFF_INLINE BFloat16 canonical(BFloat16 x) { return (x.bits & 0x7fffu) > 0x7f80u ? BFloat16{kNanBFloat16} : x; }
-SFF_INLINE Float16 canonical(Float16 x) { return (x.bits & 0x7fffu) > 0x7c00u ? Float16{kNanFloat16} : x; }
+SFF_INLINE BFloat16 canonical(BFloat16 x) { return (x.bits & 0x7fffu) > 0x7f80u ? BFloat16{BFloat16::nan} : x; }
+SFF_INLINE Float16 canonical(Float16 x) { return (x.bits & 0x7fffu) > 0x7c00u ? Float16{Float16::nan} : x; }
 
 // One element: theta = fma(shrink, theta, perturb * draw). With shrink 0 the old value is not read (it counts as +0), so
 // that uninitialised memory can be filled.
