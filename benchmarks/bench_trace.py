@@ -4,7 +4,8 @@
     python benchmarks/bench_trace.py timer:67m moirai_moe:base  # builders and sizes of tests/model_builders.py
 
 Every figure comes from a process of its own, in which nothing else was traced but the builder's tiny size, so that the
-import of the model's package is not counted. ``extra_mb`` is the growth of the process's high-water mark of resident memory.
+import of the model's package is not counted. The ``cpu`` columns are the process's own time, which other processes on a busy
+machine do not lengthen; ``extra_mb`` is the growth of the process's high-water mark of resident memory.
 """
 
 from __future__ import annotations
@@ -48,22 +49,26 @@ def measure(model: str, runs: int, construct: bool) -> dict[str, object]:
 
     name, size = model.split(":")
     sff_fast.trace(lambda: BUILDERS[name]("tiny"))
-    before, begin = _resident(), time.perf_counter()
+    before, begin, used = _resident(), time.perf_counter(), time.process_time()
     if construct:
         BUILDERS[name](size)
         return {"construct": time.perf_counter() - begin, "construct_mb": _resident() - before}
     plan = sff_fast.trace(lambda: BUILDERS[name](size))
-    first, extra, more = time.perf_counter() - begin, _resident() - before, []
+    first, first_cpu, extra = time.perf_counter() - begin, time.process_time() - used, _resident() - before
+    more, cpu = [], []
     for _ in range(runs):
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), time.process_time()
         again = sff_fast.trace(lambda: BUILDERS[name](size))
         more.append(time.perf_counter() - begin)
+        cpu.append(time.process_time() - used)
         assert again.hash == plan.hash, "two traces of one constructor differ"
     return {
         "parameters": sum(p.numel for p in plan.parameters.values()),
         "tensors": len(plan),
         "first": first,
+        "first_cpu": first_cpu,
         "more": more,
+        "cpu": cpu,
         "extra_mb": extra,
     }
 
@@ -73,12 +78,12 @@ def _in_new_process(model: str, *options: str) -> dict:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def row(model: str, processes: int, runs: int) -> dict[str, object]:
+def row(model: str, processes: int, runs: int, threads: int) -> dict[str, object]:
     """All figures of one model, as a CSV row."""
     traced, built = [], []
     for _ in range(processes):
-        traced.append(_in_new_process(model, "--runs", str(runs)))
-        built.append(_in_new_process(model, "--construct"))
+        traced.append(_in_new_process(model, "--runs", str(runs), "--threads", str(threads)))
+        built.append(_in_new_process(model, "--construct", "--threads", str(threads)))
     seconds = [t["first"] for t in traced]
     later = [s for t in traced for s in t["more"]]
     spread = statistics.quantiles(later, n=10) if len(later) > 1 else later * 9
@@ -91,12 +96,14 @@ def row(model: str, processes: int, runs: int) -> dict[str, object]:
         "p20_ms": round(1e3 * spread[1], 2),
         "p50_ms": round(1e3 * statistics.median(later), 2),
         "p80_ms": round(1e3 * spread[7], 2),
+        "first_cpu_ms": round(1e3 * statistics.median(t["first_cpu"] for t in traced), 2),
+        "cpu_p50_ms": round(1e3 * statistics.median(s for t in traced for s in t["cpu"]), 2),
         "limit_ms": "" if limit is None else 1e3 * limit,
         "extra_mb": round(max(t["extra_mb"] for t in traced), 1),
         "limit_mb": "" if limit_mb is None else limit_mb,
         "construct_ms": round(1e3 * statistics.median(b["construct"] for b in built), 1),
         "construct_mb": round(max(b["construct_mb"] for b in built), 1),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
     }
 
 
@@ -106,13 +113,15 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["timer:67m"], help="builder:size, default timer:67m")
     parser.add_argument("--processes", type=int, default=3, help="processes a model, default 3")
     parser.add_argument("--runs", type=int, default=5, help="further traces in each process, default 5")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads, default 1")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--construct", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
+        torch.set_num_threads(options.threads)
         print(json.dumps(measure(options.models[0], options.runs, options.construct)))
         return
-    rows = [row(model, options.processes, options.runs) for model in options.models]
+    rows = [row(model, options.processes, options.runs, options.threads) for model in options.models]
     for line in rows:
         print(", ".join(f"{key} {value}" for key, value in line.items()))
     print(f"appended to {write_rows('trace', rows)}")

@@ -94,8 +94,12 @@ class PositionEmbedding(nn.Module):
         position = torch.arange(max_patches, dtype=torch.float32)
         frequency = torch.exp(torch.arange(0, d_model, 2, dtype=torch.float32) * -(math.log(10000.0) / d_model))
         angle = torch.outer(position, frequency)
-        table = torch.stack((angle.sin(), angle.cos()), dim=-1).reshape(1, max_patches, d_model)
-        self.register_buffer("pe", table)
+        # Straight into the table: half the memory and half the time of stacking two halves.
+        table = torch.empty(max_patches, d_model // 2, 2)
+        sines, cosines = table.unbind(-1)
+        torch.sin(angle, out=sines)
+        torch.cos(angle, out=cosines)
+        self.register_buffer("pe", table.view(1, max_patches, d_model))
 
     def forward(self, n_patches: int) -> Tensor:
         """The first ``n_patches`` rows, [1, n_patches, d_model]."""
