@@ -457,6 +457,15 @@ def test_parameters_that_cannot_be_run_are_refused(tensor: torch.Tensor, options
         optimizer.step()
 
 
+def test_tensor_subclasses_are_refused_by_name() -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    p = torch.nn.Parameter(TwoTensor(torch.ones(2), torch.ones(2)))
+    optimizer = FusedAdamW([p])
+    with pytest.raises(ArgumentError, match="parameter 0 is a TwoTensor: expected an ordinary tensor"):
+        optimizer.step()
+
+
 def test_a_sparse_gradient_is_refused_before_anything_changes() -> None:
     a, table = torch.nn.Parameter(torch.ones(3)), torch.nn.Embedding(5, 2, sparse=True)
     optimizer = FusedAdamW([("a", a), ("table", table.weight)])

@@ -16,6 +16,7 @@ STRATEGIES = ("zero-shot", "tfs", "ff", "sff", "lp", "lp-ff")
 SCHEDULES = ("halving", "constant", "cosine")
 PRECISIONS = ("fp32", "bf16")
 OPTIMIZERS = ("adam", "adamw", "fused-adam", "fused-adamw")
+OPTIMIZER_STATES = ("float32", "bfloat16", "int8")
 FILLS = ("interpolate", "ffill")
 
 COUNT = Integer(1)
@@ -80,6 +81,7 @@ training_options = _group(
         "--patience", type=COUNT, metavar="N", default=3, help="Epochs without a better validation MSE before stopping."
     ),
     click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adam", help="Optimizer."),
+    click.option("--optimizer-state", type=click.Choice(OPTIMIZER_STATES), help="Precision of a fused optimizer's states."),
     click.option("--weight-decay", type=Number(0), metavar="X", default=0.0, help="Weight decay."),
     click.option("--grad-clip", type=Number(0, open_low=True), metavar="X", help="Largest norm of the gradient."),
     click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Precision of the training."),

@@ -12,20 +12,24 @@ import torch
 
 from ..errors import ArgumentError
 from .fused_adamw import FusedAdam, FusedAdamW
+from .task import STATE_TYPES
 
-OptimizerFactory = Callable[[list[torch.nn.Parameter], float, float], torch.optim.Optimizer]
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 _FACTORIES: dict[str, OptimizerFactory] = {}
+_STATES: dict[str, tuple[str, ...]] = {}
 
 
-def register_optimizer(name: str) -> Callable[[OptimizerFactory], OptimizerFactory]:
+def register_optimizer(name: str, states: tuple[str, ...] = ()) -> Callable[[OptimizerFactory], OptimizerFactory]:
     """Decorator: make an optimizer available under a name.
 
     Args:
         name: The name, as users write it.
+        states: Precisions of its states that can be chosen. Default none: it has no choice.
 
     Returns:
-        A decorator for a function ``(params, lr, weight_decay) -> torch.optim.Optimizer``, which it returns unchanged.
+        A decorator for a function ``(params, lr, weight_decay) -> torch.optim.Optimizer``, which it returns unchanged. Where
+        there are ``states``, it takes ``state_dtype`` by name too.
 
     Raises:
         ArgumentError: The name is taken.
@@ -35,6 +39,7 @@ def register_optimizer(name: str) -> Callable[[OptimizerFactory], OptimizerFacto
         if name in _FACTORIES:
             raise ArgumentError(f"the optimizer name {name!r} is registered already")
         _FACTORIES[name] = factory
+        _STATES[name] = states
         return factory
 
     return register
@@ -51,8 +56,23 @@ def check_optimizer_name(name: str) -> None:
         raise ArgumentError(f"optimizer must be one of {', '.join(optimizer_names())}, got {name!r}")
 
 
+def check_optimizer_state(name: str, state_dtype: str | None) -> None:
+    """Raise ArgumentError for a precision of the states that the optimizer does not have; None is its own choice."""
+    check_optimizer_name(name)
+    if state_dtype is None or state_dtype in _STATES[name]:
+        return
+    if _STATES[name]:
+        raise ArgumentError(f"optimizer_state must be one of {', '.join(_STATES[name])}, got {state_dtype!r}")
+    able = ", ".join(other for other in optimizer_names() if _STATES[other])
+    raise ArgumentError(f"optimizer_state={state_dtype!r} needs an optimizer that can choose ({able}), got optimizer={name!r}")
+
+
 def make_optimizer(
-    name: str, params: Iterable[torch.nn.Parameter], lr: float, weight_decay: float = 0.0
+    name: str,
+    params: Iterable[torch.nn.Parameter],
+    lr: float,
+    weight_decay: float = 0.0,
+    state_dtype: str | None = None,
 ) -> torch.optim.Optimizer:
     """Make an optimizer by name.
 
@@ -61,12 +81,14 @@ def make_optimizer(
         params: The parameters to train.
         lr: Learning rate.
         weight_decay: Weight decay; ``adam`` adds it to the gradient (L2), ``adamw`` decouples it.
+        state_dtype: Precision of the optimizer's states, where it can be chosen. Default None: the optimizer's own.
 
     Raises:
-        ArgumentError: The name is unknown.
+        ArgumentError: The name is unknown, or the optimizer does not have that precision.
     """
-    check_optimizer_name(name)
-    return _FACTORIES[name](list(params), lr, weight_decay)
+    check_optimizer_state(name, state_dtype)
+    options = {} if state_dtype is None else {"state_dtype": state_dtype}
+    return _FACTORIES[name](list(params), lr, weight_decay, **options)
 
 
 @register_optimizer("adam")
@@ -79,11 +101,15 @@ def _adamw(params: list[torch.nn.Parameter], lr: float, weight_decay: float) -> 
     return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-@register_optimizer("fused-adam")
-def _fused_adam(params: list[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    return FusedAdam(params, lr=lr, weight_decay=weight_decay)
+@register_optimizer("fused-adam", states=tuple(STATE_TYPES))
+def _fused_adam(
+    params: list[torch.nn.Parameter], lr: float, weight_decay: float, state_dtype: str = "float32"
+) -> torch.optim.Optimizer:
+    return FusedAdam(params, lr=lr, weight_decay=weight_decay, state_dtype=state_dtype)
 
 
-@register_optimizer("fused-adamw")
-def _fused_adamw(params: list[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    return FusedAdamW(params, lr=lr, weight_decay=weight_decay)
+@register_optimizer("fused-adamw", states=tuple(STATE_TYPES))
+def _fused_adamw(
+    params: list[torch.nn.Parameter], lr: float, weight_decay: float, state_dtype: str = "float32"
+) -> torch.optim.Optimizer:
+    return FusedAdamW(params, lr=lr, weight_decay=weight_decay, state_dtype=state_dtype)

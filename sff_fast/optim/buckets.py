@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sff_fast.backends import cpu
 from sff_fast.errors import ArgumentError
@@ -50,6 +51,10 @@ def check_parameter(label: str, p: torch.Tensor, group: Mapping[str, object]) ->
     Raises:
         ArgumentError: Naming the parameter.
     """
+    if is_traceable_wrapper_subclass(p):
+        raise ArgumentError(
+            f"parameter {label} is a {type(p.data).__name__}: expected an ordinary tensor, give others to torch.optim.AdamW"
+        )
     if p.layout is not torch.strided or p.dtype not in PARAM_DTYPES:
         kind = p.dtype if p.layout is torch.strided else p.layout
         raise ArgumentError(

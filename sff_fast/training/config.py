@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import ArgumentError
-from ..optim import check_optimizer_name
+from ..optim import check_optimizer_state
 from .schedules import SCHEDULES
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -37,6 +37,7 @@ class Settings:
     schedule: str
     patience: int | None
     optimizer: str
+    optimizer_state: str | None
     weight_decay: float
     grad_clip: float | None
     precision: str
@@ -67,6 +68,7 @@ def resolve_settings(
     schedule: str,
     patience: int | None,
     optimizer: str,
+    optimizer_state: str | None,
     weight_decay: float,
     grad_clip: float | None,
     precision: str,
@@ -92,7 +94,7 @@ def resolve_settings(
         raise ArgumentError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     if precision not in PRECISIONS:
         raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    check_optimizer_name(optimizer)
+    check_optimizer_state(optimizer, optimizer_state)
     epochs = _integer("epochs", epochs, 1)
     max_steps = None if max_steps is None else _integer("max_steps", max_steps, 1)
     if chosen.probes and chosen.tunes_fully:
@@ -116,6 +118,7 @@ def resolve_settings(
         schedule=schedule,
         patience=None if patience is None else _integer("patience", patience, 1),
         optimizer=optimizer,
+        optimizer_state=optimizer_state,
         weight_decay=_number("weight_decay", weight_decay, 0.0),
         grad_clip=None if grad_clip is None else _number("grad_clip", grad_clip, 0.0, inclusive=False),
         precision=precision,

@@ -184,7 +184,9 @@ class Trainer:
     def _train_phase(self, phase: Phase) -> None:
         settings, at = self.settings, self.at
         with trainable(self.adapter, phase) as parameters:
-            self._optimizer = make_optimizer(settings.optimizer, parameters, settings.lr, settings.weight_decay)
+            self._optimizer = make_optimizer(
+                settings.optimizer, parameters, settings.lr, settings.weight_decay, settings.optimizer_state
+            )
             if self._saved_optimizer is not None:
                 self._restore_optimizer(self._saved_optimizer)
                 self._saved_optimizer = None

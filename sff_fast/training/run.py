@@ -44,6 +44,7 @@ def finetune(
     schedule: str = "halving",
     patience: int | None = 3,
     optimizer: str = "adam",
+    optimizer_state: str | None = None,
     weight_decay: float = 0.0,
     grad_clip: float | None = None,
     precision: str = "fp32",
@@ -90,6 +91,8 @@ def finetune(
         schedule: ``"halving"`` (after every epoch, default), ``"constant"`` or ``"cosine"`` (to 0 at the last step).
         patience: Stop after so many epochs in a row without a better validation MSE; None never does. Default 3.
         optimizer: ``"adam"`` (default), ``"adamw"``, ``"fused-adam"`` or ``"fused-adamw"``.
+        optimizer_state: Precision of the states of a fused optimizer: ``"float32"``, ``"bfloat16"`` or ``"int8"``. Default
+            None: the optimizer's own, float32 for the fused ones.
         weight_decay: Default 0.
         grad_clip: Limit for the gradients' norm, all parameters together. Default None.
         precision: dtype of the parameters, ``"fp32"`` (default) or ``"bf16"``: the model is cast before anything else.
@@ -128,6 +131,7 @@ def finetune(
         schedule=schedule,
         patience=patience,
         optimizer=optimizer,
+        optimizer_state=optimizer_state,
         weight_decay=weight_decay,
         grad_clip=grad_clip,
         precision=precision,
