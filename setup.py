@@ -9,6 +9,7 @@ Environment:
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,9 @@ class CMakeBuild(build_ext):
 
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve() / "cmake"
-        build.mkdir(parents=True, exist_ok=True)
+        if build.exists():  # a cache would keep the compiler of an earlier environment
+            shutil.rmtree(build)
+        build.mkdir(parents=True)
         cuda = choice("SFF_FAST_CUDA", ("auto", "on", "off"))
         cmake = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
         options = {
