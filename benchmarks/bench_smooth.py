@@ -74,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
                 for r in found:
                     show(r)
                 rows += found
-    print(f"written to {write_rows('smooth', rows)}")
+                path = write_rows("smooth", found)  # at once: a run that is stopped leaves what it has measured
+    print(f"written to {path}")
     missed = [r for r in rows if r["holds"] == "no"]
     print(f"{sum(r['holds'] == 'yes' for r in rows)} of the limits hold, {len(missed)} do not")
     if set(options.only) == set(groups):
