@@ -85,9 +85,10 @@ def draw(curves: dict[str, np.ndarray]) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    smooth = {name: np.convolve(losses.mean(0), np.ones(50) / 50, "valid") for name, losses in curves.items()}
-    base = next(iter(smooth.values()))
-    noise = np.convolve(next(iter(curves.values())).std(0), np.ones(50) / 50, "valid")
+    window = np.ones(50) / 50
+    seeds = {name: np.array([np.convolve(run, window, "valid") for run in losses]) for name, losses in curves.items()}
+    smooth = {name: losses.mean(0) for name, losses in seeds.items()}
+    base, noise = next(iter(smooth.values())), next(iter(seeds.values())).std(0, ddof=1)
     steps = np.arange(len(base)) + 50
     right.fill_between(steps, -noise, noise, color="0.9", label="standard deviation over seeds")
     for name, losses in smooth.items():
