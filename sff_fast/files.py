@@ -309,7 +309,8 @@ def check_output_directory(path: str | os.PathLike[str], overwrite: bool = False
             f"cannot use the output folder {str(target)!r}: no permission to write to {str(existing)!r}; "
             "choose a folder that you may write to"
         )
-    _try_to_write(existing, target)
+    if existing != target:
+        _try_to_write(existing, target)
     with _converted(target):
         _recover(target.parent, only=target.name)
         holds = "new"
