@@ -53,6 +53,9 @@ class CMakeBuild(build_ext):
         why_not = (build / "_cuda_absent.txt").read_text() or self._build_cuda(build, cuda)
         package.mkdir(parents=True, exist_ok=True)
         (package / "_cuda_absent.txt").write_text(why_not)
+        if getattr(self, "editable_mode", False):  # setuptools puts only the declared module beside the sources
+            for path in package.glob("_cuda*"):
+                shutil.copy2(path, ROOT / "sff_fast" / path.name)
 
     def _build_cuda(self, build: Path, cuda: str) -> str:
         """Build and install the CUDA module; returns why there is none, where that is no error."""
