@@ -128,6 +128,27 @@ def test_every_pattern_has_the_bits_of_a_second_model(pattern, alpha):
     assert_parity(PATTERNS[pattern], alpha=alpha)
 
 
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_filling_gives_the_bits_of_a_new_model_whatever_was_there(pattern):
+    torch.manual_seed(1)
+    ours = PATTERNS[pattern]()
+    with torch.no_grad():
+        for p in ours.parameters():
+            p.fill_(math.nan)
+    report = sff_fast.fill_(ours, PATTERNS[pattern], seed=9, rng="torch")
+    torch.manual_seed(9)
+    for (name, p), q in zip(ours.named_parameters(), PATTERNS[pattern]().parameters(), strict=True):
+        assert torch.equal(bits(p), bits(q)), name
+    assert report.rng == "torch"
+    assert sff_fast.smoothing_of(ours) == []
+
+
+def test_filling_keeps_the_sign_of_a_zero():
+    model = Holder(a=torch.ones(3), b=torch.rand(2))
+    sff_fast.fill_(model, lambda: Holder(a=torch.full((3,), -0.0), b=torch.rand(2)), rng="torch")
+    assert torch.signbit(model.a).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_model_of_another_dtype_than_its_constructor_rounds_as_plain_torch_does(dtype):
     report = assert_parity(PATTERNS["layers"], dtype=dtype)
