@@ -146,7 +146,7 @@ def verify(factory: Callable[[], nn.Module], plan: InitPlan, seeds: Iterable[int
             parameter = plan[name]
             if parameter.numel == 0:
                 continue
-            flat = tensor.detach().cpu().reshape(-1)
+            flat = tensor.detach().cpu().reshape(-1).contiguous()  # what has one dimension keeps its stride otherwise
             owner, unit = paint(parameter.numel, [s.box for s in parameter.segments])
             for i, segment in enumerate(parameter.segments):
                 row, key = rows[(parameter.name, i)], (parameter.name, i)

@@ -131,8 +131,14 @@ class Replay:
                 _mix(part, part.table)
             # One buffer for all draws: freed ones of several sizes would add up in the allocator.
             scratch = torch.empty(max(map(scratch_bytes, self._program), default=0), dtype=torch.uint8, device="cpu")
+            returns = {record.after for record in self._program}
+            states = {-1: generator.get_state()}
             for record in self._program:
+                if record.after is not None:
+                    generator.set_state(states[record.after])
                 drawn = generate(record, generator, scratch)
+                if record.index in returns:
+                    states[record.index] = generator.get_state()
                 for part in self._by_draw.get(record.index, ()):
                     _mix(part, drawn)
 

@@ -205,7 +205,7 @@ def concrete(parameter: torch.Tensor, box: Box, tracer: Tracer) -> torch.Tensor:
     """The values of a box of a parameter, one-dimensional, in the box's row-major order."""
     tracer.memory.force(parameter)
     with torch.no_grad():
-        flat = parameter.detach().reshape(-1)
+        flat = parameter.detach().reshape(-1).contiguous()  # what has one dimension keeps its stride otherwise
         # as_strided counts from the start of the storage, which a parameter may share with others.
         return torch.as_strided(flat, box.size, box.strides, flat.storage_offset() + box.offset).reshape(-1).cpu().clone()
 

@@ -234,9 +234,12 @@ def record_draw(tracer: Any, target: torch.Tensor, op: str, arguments: tuple, la
         ``target``.
     """
     # On the meta device torch draws nothing and its generator stays where it is.
-    device = target.device.type
-    generator = {"cpu": "default", "meta": "none"}.get(device, device)
-    draw = tracer.program.record(op, target, arguments, law, generator)
+    device, program = target.device.type, tracer.program
+    count, recorded = len(program.draws), program.recorded
+    if device == "cpu":
+        draw = program.record_at(tracer.place(), op, target, arguments, law)
+    else:
+        draw = program.record(op, target, arguments, law, "none" if device == "meta" else device)
     value: Value = Const(law.numbers[0]) if law.kind == "normal" and law.numbers[1] == 0 else Random(draw.index, law)
     pieces = tracer.memory.whole(target, value)
     if isinstance(value, Random):
@@ -249,8 +252,10 @@ def record_draw(tracer: Any, target: torch.Tensor, op: str, arguments: tuple, la
         else:
             tracer.memory.write(target, pieces)
     except Unrepresentable:
-        tracer.program.draws.pop()
+        program.forget(count, recorded)
         raise
+    if device == "cpu":
+        tracer.drew(draw.index)
     return target
 
 

@@ -20,7 +20,7 @@ from sff_fast.plan import InitPlan, ParameterPlan, Segment, base_versions
 from sff_fast.replay.generate import FILLERS
 from sff_fast.replay.program import DrawRecord, DrawTarget
 from sff_fast.tracing.build import Built, Draft, build, compare, concrete, decide, read_model
-from sff_fast.tracing.draws import Draw, derived_seed
+from sff_fast.tracing.draws import UNSEEN, Draw, derived_seed
 from sff_fast.tracing.memory import Piece
 from sff_fast.tracing.patches import patched
 from sff_fast.tracing.state import LOCK, HostGenerators, preserved
@@ -124,6 +124,11 @@ def _notes(run: Run) -> list[str]:
     if run.tracer.reseeded:
         notes.append("the constructor seeds torch's generator itself: what it draws after that is fixed and kept as a table")
         warnings.warn(f"sff_fast.trace: {notes[-1]}; seed outside of the factory to have it drawn", stacklevel=3)
+    if any(draw.after is not None for draw in run.tracer.program.draws):
+        notes.append(
+            "the constructor puts torch's generator back to an earlier state: draws that repeat earlier ones in shape and "
+            "numbers are one draw, others are taken as independent"
+        )
     if run.tracer.observed_random:
         notes.append(f"the constructor looks at random values: it was compared over {1 + MORE_SEEDS} seeds")
     return notes
@@ -175,6 +180,7 @@ def _program(run: Run, built: Built, same_draws: bool) -> list[DrawRecord]:
                 draw.generator,
                 obstacle,
                 observed,
+                draw.after,
             )
         )
     return records
@@ -186,6 +192,8 @@ def _obstacle(draw: Draw, tracer: Tracer, same_draws: bool) -> tuple[bool, str]:
         return True, "the constructor looks at its values"
     if draw.generator != "default":
         return False, ""
+    if draw.op == UNSEEN:
+        return False, "torch's generator gave numbers in another thread, or to an operation without a name"
     if draw.law is None or draw.op not in FILLERS:
         looked = tracer.observed_random and not tracer.observed
         also = ", and the constructor looks at random values" if looked else ""
