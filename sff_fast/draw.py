@@ -23,7 +23,8 @@ def draw(parameter: ParameterPlan, seed: int, plan: InitPlan | None = None, back
         A tensor of the parameter's shape and dtype on the CPU.
 
     Raises:
-        PlanError: The dtype is none that is smoothed, the values are not elementwise and ``plan`` is not given, or a seed needs the factory.
+        PlanError: The dtype is not one that can be smoothed, the values are not elementwise and ``plan`` is not given, or a
+            seed needs the factory.
     """
     if parameter.dtype not in table.DTYPES:
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in table.DTYPES)

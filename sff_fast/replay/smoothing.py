@@ -161,13 +161,14 @@ def _refuse_without_source(parameter: ParameterPlan, segment: Segment, plan: Ini
     distribution = segment.distribution
     if isinstance(distribution, Constant) or (isinstance(distribution, Materialized) and distribution.kind == "table"):
         return
-    if not plan.program:
+    opaque = isinstance(distribution, Materialized) and distribution.kind == "opaque"
+    if not plan.program and not opaque:
         raise PlanError(
             f"rng='torch' needs the constructor's draws, and this plan of {parameter.name!r} holds none: trace the "
             f"factory again with sff_fast.trace"
         )
     blame = next((str(r) for r in plan.program if parameter.name in r.feeds), None)
-    if isinstance(distribution, Materialized) and distribution.kind == "opaque":
+    if opaque:
         through = f"{blame}, which {parameter.name!r} holds as" if blame else f"{parameter.name!r}:"
         raise PlanError(f"rng='torch' cannot replay {through} {distribution.reason}; use rng='philox'")
     raise PlanError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sff_fast.distributions import Materialized
-from sff_fast.plan import draw_recipe
+from sff_fast.recipes import draw_recipe
 from sff_fast.tracing.values import Law
 
 CACHE_BYTES = 16 << 20

@@ -67,8 +67,6 @@ class Tracer(TorchDispatchMode):
         self.memory = Memory(self.program)
         self.observed: set[int] = set()
         """Draws whose values the constructor itself looked at."""
-        self.observed_random = False
-        """Whether it looked at any random values."""
         self.read_external = False
         """Whether a recorded value depends on a number that came from outside."""
         self.reseeded = False
@@ -142,7 +140,7 @@ class Tracer(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and is_plain(x)]
         written, only_written = _written(func, args, kwargs, name)
-        taint, drawn = CLEAN, None
+        taint, ambient = CLEAN, None
         for tensor in tensors:
             if any(tensor is w for w in only_written):
                 if not covers_storage(tensor):
@@ -152,23 +150,16 @@ class Tracer(TorchDispatchMode):
                 taint = taint | self.memory.taint(tensor)
             self.memory.force(tensor)
         if torch.Tag.nondeterministic_seeded in func.tags:
-            generator = kwargs.get("generator")
-            ambient = self.ambient(generator)
-            like = next((x for x in tensors), torch.empty(0))
-            if ambient:
-                drawn = self.program.record_at(self.place(), name, like, (), None).index
-            else:
-                self.program.record(name, like, (), None, "own")
-            taint = taint | (Taint(random=True) if ambient else Taint(external=True))
+            ambient = self.ambient(kwargs.get("generator"))
         if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
             self.observe(taint)
         if name in ("isnan", "isinf"):
             taint = CLEAN
-        taint = taint.through(name)
         before = {t.untyped_storage()._cdata for t in tensors}
         result = func(*args, **kwargs)
-        if drawn is not None:
-            self.drew(drawn)
+        if ambient is not None:
+            taint = taint | self._drawn(name, ambient, [*tensors, *tree_leaves(result)])
+        taint = taint.through(name)
         for tensor in written:
             self.memory.wrote(tensor, taint)
         for tensor in tree_leaves(result):
@@ -179,10 +170,19 @@ class Tracer(TorchDispatchMode):
                 self.memory.wrote(tensor, taint)
         return result
 
+    def _drawn(self, name: str, ambient: bool, tensors: list[Any]) -> Taint:
+        """Record a draw that was just executed for real, and say what its values depend on."""
+        like = next((x for x in tensors if isinstance(x, torch.Tensor) and is_plain(x)), torch.empty(0))
+        if not ambient:
+            self.program.record(name, like, (), None, "own")
+            return Taint(external=True)
+        index = self.program.record_at(self.place(), name, like, (), None).index
+        self.drew(index)
+        return Taint(frozenset((index,)))
+
     def observe(self, taint: Taint) -> None:
         """Note that the constructor looked at values: what it does next may depend on them."""
         self.observed |= taint.draws
-        self.observed_random |= bool(taint.draws) or taint.random
         self.read_external |= taint.external
 
     def read_below(self, tensor: torch.Tensor, observes: bool, leaks: bool) -> None:

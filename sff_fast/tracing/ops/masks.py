@@ -21,7 +21,7 @@ def _fixed(tracer: Any, *tensors: torch.Tensor) -> bool:
     """Make index or mask tensors concrete, and tell whether they are the same for every seed as far as is known."""
     for tensor in tensors:
         taint = tracer.memory.taint(tensor)
-        if taint.draws or taint.random or taint.uninitialised or tensor.device.type == "meta":
+        if taint.draws or taint.uninitialised or tensor.device.type == "meta":
             return False
         tracer.memory.force(tensor)
         tracer.read_external |= taint.external

@@ -49,7 +49,7 @@ def number_of(tracer: Any, value: Any) -> float | None:
         return known
     if value.numel() == 1:
         taint = tracer.memory.taint(value)
-        if not (taint.draws or taint.random or taint.uninitialised):
+        if not (taint.draws or taint.uninitialised):
             tracer.memory.force(value)
             tracer.read_external |= taint.external
             return value.item()
