@@ -62,7 +62,8 @@ MAKERS = (
 )
 """Expressions that give another tensor."""
 
-HEAD = "import copy\n\nimport torch\nfrom torch import nn\n\n\ndef factory():\n    state = torch.get_rng_state()\n    v0 = torch.randn(24, 16)\n"
+HEAD = "import copy\n\nimport torch\nfrom torch import nn\n\n\ndef factory():\n"
+HEAD += "    state = torch.get_rng_state()\n    v0 = torch.randn(24, 16)\n"
 TAIL = "\n    return model\n"
 
 
