@@ -571,8 +571,8 @@ def test_evaluation_needs_a_known_part(data):
 def test_evaluation_draws_the_same_samples_every_time_and_leaves_the_generators_alone(data):
     adapter = FakeAdapter.tiny()
     original = adapter._forecast
-    adapter._forecast = lambda context, length: dataclasses.replace(
-        original(context, length), mean=torch.randn(len(context), length, 1)
+    adapter._forecast = lambda context, length, samples: dataclasses.replace(
+        original(context, length, samples), mean=torch.randn(len(context), length, 1)
     )
     state = torch.get_rng_state()
     assert evaluate(adapter, data)["mse"] == evaluate(adapter, data)["mse"]

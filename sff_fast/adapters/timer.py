@@ -173,7 +173,7 @@ class TimerAdapter(Adapter):
         prediction = self._roll(context, target.shape[1])
         return F.mse_loss(prediction, target.to(prediction.dtype))
 
-    def _forecast(self, context: Tensor, prediction_length: int) -> Forecast:
+    def _forecast(self, context: Tensor, prediction_length: int, num_samples: int | None) -> Forecast:
         return Forecast(self._roll(context, prediction_length))
 
     def _roll(self, context: Tensor, prediction_length: int) -> Tensor:
