@@ -153,6 +153,7 @@ def smooth_checkpoint(
     pending = journal.load(journal.journal_of(layout.source))
     if pending is not None and not in_place:
         raise CheckpointError(journal.interrupted(layout.source))
+    target = layout.source if dst is None else _target(layout, dst, overwrite)
     if not isinstance(plan, InitPlan):
         from sff_fast.tracing import trace
 
@@ -166,10 +167,8 @@ def smooth_checkpoint(
     advance = progress.update if progress is not None else lambda n: None
     try:
         if in_place:
-            target = layout.source
             record, hash_seconds = overwrite_files(work, smoother, pending, hashes, advance)
         else:
-            target = _target(layout, dst, overwrite)
             make = _make_folder if layout.is_folder else _make_file
             record, hash_seconds = make(work, target, smoother, hashes, overwrite, advance)
     finally:
