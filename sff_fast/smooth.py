@@ -135,7 +135,7 @@ def smooth_(
             f"into a new model, or pass again=True (--again)"
         )
     factors = parse_factors(alpha, shrink, perturb)
-    report = _apply(model, plan, factors, seed, backend, rounding, threads, prefix, subset, begin, rng)
+    report = _apply(model, plan, factors, seed, backend, rounding, threads, prefix, subset, begin, rng, fill=False)
     _records(model).append(report.to_json())
     return report
 
@@ -146,6 +146,7 @@ def fill_(
     seed: int = 0,
     *,
     backend: str = "auto",
+    rng: str = "philox",
     rounding: str = "nearest",
     threads: int | None = None,
     prefix: str = "",
@@ -160,6 +161,8 @@ def fill_(
         plan: As for :func:`smooth_`.
         seed: Seed of the random stream, default 0.
         backend: As for :func:`smooth_`.
+        rng: ``"philox"`` (default), or ``"torch"``: bit for bit the parameters that building the model gives after
+            ``torch.manual_seed(seed)``; see :func:`smooth_`.
         rounding: As for :func:`smooth_`.
         threads: As for :func:`smooth_`.
         prefix: As for :func:`smooth_`.
@@ -172,7 +175,9 @@ def fill_(
         PlanError: The plan does not fit the model; nothing was written.
         BackendError: The backend is absent.
     """
-    report = _apply(model, plan, [("*", 0.0, 1.0)], seed, backend, rounding, threads, prefix, False, time.perf_counter())
+    factors = [("*", 0.0, 1.0)]
+    begin = time.perf_counter()
+    report = _apply(model, plan, factors, seed, backend, rounding, threads, prefix, False, begin, rng, fill=True)
     _records(model).clear()
     return report
 
@@ -206,7 +211,8 @@ def _apply(
     prefix: str,
     subset: bool,
     begin: float,
-    rng: str = "philox",
+    rng: str,
+    fill: bool,
 ) -> SmoothReport:
     key = check_seed(seed)
     _check_rng(rng, backend, rounding, threads)
@@ -224,7 +230,10 @@ def _apply(
     names = {name: plan[name].name for name in changed}
 
     pairs = [(plan[names[name]], parameter, *matched[name]) for name, parameter in changed.items()]
-    used, ran = _replay(pairs, plan, key) if rng == "torch" else _run_kernels(pairs, plan, key, backend, rounding, threads)
+    if rng == "torch":
+        used, ran = _replay(pairs, plan, key, fill)
+    else:
+        used, ran = _run_kernels(pairs, plan, key, backend, rounding, threads)
     for parameter in changed.values():
         if not parameter.is_inference():  # inference tensors have no version counter
             torch.autograd.graph.increment_version(parameter)
@@ -267,11 +276,11 @@ def _check_rng(rng: str, backend: str, rounding: str, threads: int | None) -> No
 Pair = tuple[ParameterPlan, torch.Tensor, float, float]
 
 
-def _replay(pairs: list[Pair], plan: InitPlan, seed: int) -> tuple[int, dict[str, str]]:
+def _replay(pairs: list[Pair], plan: InitPlan, seed: int, fill: bool) -> tuple[int, dict[str, str]]:
     """Repeat the constructor's draws; returns threads and backends."""
     from sff_fast.replay.smoothing import Replay
 
-    Replay(pairs, plan).run(seed)
+    Replay(pairs, plan, fill).run(seed)
     return torch.get_num_threads(), {str(tensor.device): "torch" for _, tensor, _, _ in pairs}
 
 

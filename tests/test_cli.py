@@ -121,6 +121,16 @@ def test_compare_measures_zero_shot_and_every_strategy_seed_and_alpha(tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["weather.csv"]
 
 
+def test_torchs_random_numbers_are_an_option_that_metrics_and_report_name(tmp_path, data, capsys):
+    options = ("--strategies", "tfs,sff", "--rng", "torch", "--out", tmp_path / "out", "--quiet")
+    assert run("compare", *MODEL, "--data", data, *LENGTHS, *QUICK, *options) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["settings"]["rng"] == "torch"
+    assert [(run["strategy"], run["smooth"]["rng"]) for run in metrics["runs"]] == [("tfs", "torch"), ("sff", "torch")]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert re.search(r"setting: rng\s*</[^>]*>\s*<[^>]*>\s*torch", page)
+
+
 def test_compare_with_out_writes_a_report_that_shows_every_strategy(tmp_path, data, capsys):
     out = tmp_path / "deep" / "out"
     options = ("--strategies", "ff,lp", "--out", out, "--quiet")
@@ -286,6 +296,7 @@ def test_options_list_what_the_library_has():
     from sff_fast.data.gaps import FILLS
     from sff_fast.optim import check_optimizer_name
     from sff_fast.report import theme
+    from sff_fast.smooth import RNGS
     from sff_fast.training import STRATEGIES
     from sff_fast.training.config import PRECISIONS
     from sff_fast.training.schedules import SCHEDULES
@@ -294,6 +305,7 @@ def test_options_list_what_the_library_has():
     assert tuple(PRECISIONS) == cli_options.PRECISIONS
     assert tuple(SCHEDULES) == cli_options.SCHEDULES
     assert cli_options.FILLS == FILLS
+    assert cli_options.RNGS == RNGS
     for name in cli_options.OPTIMIZERS:
         check_optimizer_name(name)
     assert all(theme.style(name).meaning for name in STRATEGIES)
@@ -379,6 +391,7 @@ BAD_OPTIONS = {
     "device": (("--device", "tpu"), r"device"),
     "precision": (("--precision", "fp8"), r"--precision"),
     "threads": (("--threads", "0"), r"--threads"),
+    "rng": (("--rng", "numpy"), r"--rng.*philox"),
     "context not a multiple of the patch": (("--context-length", "100"), r"context_length.*96"),
     "unknown option": (("--epoch", "3"), r"--epoch"),
     "resume and overwrite": (("--resume", "--overwrite"), r"resume.*overwrite|overwrite.*resume"),
