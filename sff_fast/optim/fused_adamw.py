@@ -10,11 +10,10 @@ import numpy as np
 import torch
 
 from sff_fast import backends
-from sff_fast.backends import cpu
 from sff_fast.backends import reference as stream_reference
 from sff_fast.errors import ArgumentError
 
-from . import reference
+from . import kernels, reference
 from .buckets import Bucket, make_buckets
 from .options import check_max_norm, check_options
 from .release import GradientRelease
@@ -239,7 +238,7 @@ class FusedAdamW(torch.optim.Optimizer):
         native = [table for bucket, _, _, table in parts if bucket.native]
         if native:
             table = np.concatenate(native) if len(native) > 1 else native[0]
-            cpu._cpu.adamw(table.view(np.uint8), torch.get_num_threads(), cpu.forced_isa())
+            kernels.step(table, torch.device("cpu"))
             stepped = [bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()]
             torch.autograd.graph.increment_version(stepped)
         for bucket, active, grads, table in parts:
@@ -254,7 +253,7 @@ class FusedAdamW(torch.optim.Optimizer):
         native = [table for bucket, _, _, table in parts if bucket.native]
         if native:
             table = np.concatenate(native) if len(native) > 1 else native[0]
-            total += cpu._cpu.sum_of_squares(table.view(np.uint8), torch.get_num_threads(), cpu.forced_isa())
+            total += kernels.sum_of_squares(table, torch.device("cpu"))
         self.grad_norm = math.sqrt(total) * grad_scale
         coefficient = self.max_norm / (self.grad_norm + 1e-6)
         if not coefficient >= 1.0:  # NaN too: it belongs into the parameters, as with torch
