@@ -8,6 +8,7 @@ from sff_fast.adapters.base import Adapter, Forecast, Limits
 from sff_fast.adapters.registry import FamilyInfo, families, load, register, tiny
 from sff_fast.adapters.timer import TimerAdapter
 from sff_fast.adapters.ttm import TTMAdapter
+from sff_fast.adapters.units import UniTSAdapter
 
 __all__ = [
     "Adapter",
@@ -16,6 +17,7 @@ __all__ = [
     "Limits",
     "TTMAdapter",
     "TimerAdapter",
+    "UniTSAdapter",
     "families",
     "load",
     "register",
@@ -24,3 +26,4 @@ __all__ = [
 
 register(TimerAdapter)
 register(TTMAdapter)
+register(UniTSAdapter)

@@ -43,6 +43,8 @@ class TimerAdapter(Adapter):
 
     family: ClassVar[str] = "timer"
     variant: ClassVar[str] = "timer"
+    # Alpha, learning rate and precision are the base's: the SFF paper found them with this model.
+    tasks: ClassVar[frozenset[str]] = frozenset({"forecast", "imputation", "anomaly"})
     marks: ClassVar[tuple[str, ...]] = (
         "decoder.attn_layers.0.attention.query_projection.weight",
         "value_embedding.weight",
@@ -115,6 +117,11 @@ class TimerAdapter(Adapter):
         patch_len = self.model.config.patch_len
         return Limits(min_context=patch_len, max_context=patch_len * self.model.config.max_patches, multiple_of=patch_len)
 
+    def limits_for(self, task: str) -> Limits:
+        """As for forecasting; anomaly detection needs a second patch, the first that the model expects anything of."""
+        limits = self.limits
+        return replace(limits, min_context=2 * limits.min_context) if task == "anomaly" else limits
+
     def head_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The projection of the hidden states to the values of a patch."""
         return [(f"proj.{name}", parameter) for name, parameter in self.model.proj.named_parameters()]
@@ -144,6 +151,22 @@ class TimerAdapter(Adapter):
 
     def _forecast(self, context: Tensor, prediction_length: int, num_samples: int | None) -> Forecast:
         return Forecast(self._roll(context, prediction_length))
+
+    def _impute(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Every output patch stands for its own input patch, as the official code fine-tunes it.
+
+        The pre-trained model predicts the next patch instead, so before fine-tuning its values here mean little.
+        """
+        return self.model.imputation(values, mask)
+
+    def _reconstruct(self, values: Tensor) -> Tensor:
+        """Every patch as predicted from those before it; NaN for the first one.
+
+        Source: arXiv:2402.02368, section 4.3, which detects anomalies by the error of the predicted next segment.
+        """
+        patch_len = self.model.config.patch_len
+        expected = self.model.anomaly_detection(values)[:, :-patch_len]
+        return torch.cat((torch.full_like(values[:, :patch_len], torch.nan, dtype=expected.dtype), expected), dim=1)
 
     def _roll(self, context: Tensor, prediction_length: int) -> Tensor:
         """Forecast patch after patch over a window of constant length, normalised anew at each step."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,21 @@ NORMALISATION_EPS = 1e-5
 MAX_PATCHES = 5000
 #: Tokens that the linear maps between tokens are made for; for another number they are stretched.
 BASE_TOKENS = 128
+# Fields of a task and of a model in the published configurations.
+_STATED = ("task_name", "dataset", "enc_in", "num_class", "seq_len", "pred_len")
+_SIZES = (
+    "d_model",
+    "n_heads",
+    "e_layers",
+    "patch_len",
+    "stride",
+    "prompt_num",
+    "dropout",
+    "pretrain",
+    "right_prob",
+    "min_mask_ratio",
+    "max_mask_ratio",
+)
 #: Hidden units a unit of width in the feed-forward layers.
 MLP_RATIO = 8
 
@@ -82,17 +97,12 @@ class UniTSTask:
         fine = isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[1], Mapping)
         if not fine or not {"dataset", "enc_in"} <= set(pair[1]):
             raise ArgumentError(f"UniTSTask: expected [name, {{'dataset': ..., 'enc_in': ..., ...}}], got {pair!r}")
-        known = ("dataset", "enc_in", "task_name", "num_class", "seq_len", "pred_len")
-        own = {key: value for key, value in pair[1].items() if key in known}
-        return cls(pair[0], **own, more={key: value for key, value in pair[1].items() if key not in known})
+        own, more = _split(pair[1], _STATED)
+        return cls(pair[0], **own, more=more)
 
     def to_list(self) -> list[Any]:
         """The pair [name, fields] of a published configuration; what is not stated is left out."""
-        own = {
-            key: getattr(self, key)
-            for key in ("task_name", "dataset", "enc_in", "num_class", "seq_len", "pred_len")
-            if getattr(self, key) is not None
-        }
+        own = {name: getattr(self, name) for name in _STATED if getattr(self, name) is not None}
         return [self.name, {**own, **self.more}]
 
 
@@ -114,6 +124,7 @@ class UniTSConfig:
         right_prob: Kept for the published configurations; only their pre-training uses it. Default 0.5.
         min_mask_ratio: Likewise. Default 0.5.
         max_mask_ratio: Likewise. Default 0.8.
+        more: Whatever else a published configuration says of the model; kept, not looked at.
 
     Raises:
         ArgumentError: A value lies outside of what is allowed, or tasks contradict each other.
@@ -124,16 +135,18 @@ class UniTSConfig:
     n_heads: int = 8
     e_layers: int = 3
     patch_len: int = 16
-    stride: int = 0
+    stride: int | None = None
     prompt_num: int = 10
     dropout: float = 0.1
     pretrain: bool = False
     right_prob: float = 0.5
     min_mask_ratio: float = 0.5
     max_mask_ratio: float = 0.8
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stride", self.stride or self.patch_len)
+        if self.stride is None:
+            object.__setattr__(self, "stride", self.patch_len)
         for name in ("d_model", "n_heads", "e_layers", "patch_len", "stride", "prompt_num"):
             _check_integer("UniTSConfig", name, getattr(self, name))
         if self.d_model % 2:
@@ -165,22 +178,20 @@ class UniTSConfig:
         """The configuration of ``{"model": sizes, "tasks": [[name, fields], ...]}``.
 
         Raises:
-            ArgumentError: It has another form, an unknown size, or a value out of range.
+            ArgumentError: It has another form, or a value is out of range.
         """
-        if not isinstance(config, Mapping) or set(config) != {"model", "tasks"}:
-            raise ArgumentError("UniTSConfig: expected the two entries 'model' and 'tasks'")
+        if not isinstance(config, Mapping) or not {"model", "tasks"} <= set(config):
+            raise ArgumentError("UniTSConfig: expected the entries 'model' and 'tasks'")
         sizes, tasks = config["model"], config["tasks"]
         if not isinstance(sizes, Mapping) or not isinstance(tasks, (list, tuple)):
             raise ArgumentError("UniTSConfig: 'model' must be an object of sizes and 'tasks' a list")
-        known = [name for name in cls.__dataclass_fields__ if name != "tasks"]
-        if unknown := [name for name in sizes if name not in known]:
-            raise ArgumentError(f"UniTSConfig: unknown field {unknown[0]!r}: expected {', '.join(known)}")
-        return cls(tuple(UniTSTask.from_list(pair) for pair in tasks), **sizes)
+        own, more = _split(sizes, _SIZES)
+        return cls(tuple(UniTSTask.from_list(pair) for pair in tasks), **own, more=more)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values: ``{"model": sizes, "tasks": [[name, fields], ...]}``."""
-        sizes = {name: value for name, value in asdict(self).items() if name != "tasks"}
-        return {"model": sizes, "tasks": [task.to_list() for task in self.tasks]}
+        sizes = {name: getattr(self, name) for name in _SIZES}
+        return {"model": {**sizes, **self.more}, "tasks": [task.to_list() for task in self.tasks]}
 
     def _check_tasks(self) -> None:
         names: set[str] = set()
@@ -691,6 +702,11 @@ def _statistics(x: Tensor, missing: Tensor | None) -> tuple[Tensor, Tensor]:
         count = (~missing).sum(dim=1, keepdim=True).clamp(min=1)
         variance = (x - mean).masked_fill(missing, 0).square().sum(dim=1, keepdim=True) / count
     return mean, torch.sqrt(variance + NORMALISATION_EPS)
+
+
+def _split(fields: Mapping[str, Any], known: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields that are known, and the others."""
+    return {k: v for k, v in fields.items() if k in known}, {k: v for k, v in fields.items() if k not in known}
 
 
 def _normal(channels: int, tokens: int, width: int) -> nn.Parameter:
