@@ -45,7 +45,7 @@ CASES: dict[str, Case] = {
     "ttm": Case(lr=1e-2),
 }
 
-FAST = ("timer", "ttm")
+FAST = ("timer", "ttm", "units")
 """Variants whose tests run in `make test`; the others run in `make test-slow`."""
 
 
