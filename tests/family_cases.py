@@ -42,6 +42,7 @@ class Case:
 
 CASES: dict[str, Case] = {
     "chronos-t5": Case(lr=4e-2, batch=8, samples=3),
+    "sundial": Case(draws=4, samples=3),
     "timer": Case(context=192),
     "ttm": Case(lr=1e-2),
 }

@@ -9,6 +9,7 @@ from sff_fast.adapters.chronos_2 import Chronos2Adapter
 from sff_fast.adapters.chronos_bolt import ChronosBoltAdapter
 from sff_fast.adapters.chronos_t5 import ChronosT5Adapter
 from sff_fast.adapters.registry import FamilyInfo, families, load, register, tiny
+from sff_fast.adapters.sundial import SundialAdapter
 from sff_fast.adapters.timer import TimerAdapter
 from sff_fast.adapters.ttm import TTMAdapter
 
@@ -20,6 +21,7 @@ __all__ = [
     "FamilyInfo",
     "Forecast",
     "Limits",
+    "SundialAdapter",
     "TTMAdapter",
     "TimerAdapter",
     "families",
@@ -32,5 +34,6 @@ __all__ = [
 register(Chronos2Adapter)
 register(ChronosBoltAdapter)
 register(ChronosT5Adapter)
+register(SundialAdapter)
 register(TimerAdapter)
 register(TTMAdapter)
