@@ -41,11 +41,13 @@ class Case:
 
 
 CASES: dict[str, Case] = {
+    "chronos-t5": Case(lr=4e-2, batch=8, samples=3),
+    "sundial": Case(draws=4, samples=3),
     "timer": Case(context=192),
     "ttm": Case(lr=1e-2),
 }
 
-FAST = ("timer", "ttm", "units")
+FAST = ("chronos-bolt", "timer", "ttm", "units")
 """Variants whose tests run in `make test`; the others run in `make test-slow`."""
 
 

@@ -128,6 +128,13 @@ def test_sizes_and_tasks_are_read_off_the_tensors_where_there_is_no_configuratio
     assert torch.equal(found.forecast(x, "A", 8), model.forecast(x, "A", 8))
 
 
+def test_a_task_belongs_to_the_data_set_that_its_name_holds(tmp_path):
+    tasks = tuple(UniTSTask(f"CLS_{name}", name, 2, "classification", num_class=2) for name in ("ETT", "ETTm", "Heart"))
+    torch.save({"student": UniTS(replace(SMALL, tasks=tasks[::-1])).state_dict()}, tmp_path / "x.pth")
+    found = load("units", tmp_path / "x.pth").model.config.tasks
+    assert {task.name: task.dataset for task in found} == {task.name: task.dataset for task in tasks}
+
+
 def test_heads_stride_and_dropout_are_options_that_no_shape_tells(model, tmp_path):
     torch.save({"student": model.state_dict()}, tmp_path / "x.pth")
     config = load("units", tmp_path / "x.pth", n_heads=4, stride=2, dropout=0.3).model.config
