@@ -142,10 +142,10 @@ def read_weights(path: Path) -> Any:
     raise CheckpointError(f"{str(path)!r} is no file of weights: expected one that ends in {', '.join(WEIGHT_SUFFIXES)}")
 
 
-def unwrapped(content: Any) -> tuple[Any, bool]:
-    """What a file holds under ``"state_dict"``, and True; or the content itself, and False."""
-    if isinstance(content, Mapping) and "state_dict" in content and not isinstance(content["state_dict"], Tensor):
-        return content["state_dict"], True
+def unwrapped(content: Any, key: str = "state_dict") -> tuple[Any, bool]:
+    """What a file holds under a key, and True; or the content itself, and False."""
+    if isinstance(content, Mapping) and key in content and not isinstance(content[key], Tensor):
+        return content[key], True
     return content, False
 
 
