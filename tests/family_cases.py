@@ -41,6 +41,9 @@ class Case:
 
 
 CASES: dict[str, Case] = {
+    "moirai": Case(context=96, samples=4),
+    "moirai-2": Case(context=96, horizon=80),
+    "moirai-moe": Case(context=96, samples=4),
     "timer": Case(context=192),
     "ttm": Case(lr=1e-2),
 }

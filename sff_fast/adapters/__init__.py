@@ -5,6 +5,9 @@ A family is a subclass of :class:`Adapter`. Those of this package are registered
 """
 
 from sff_fast.adapters.base import Adapter, Forecast, Limits
+from sff_fast.adapters.moirai import MoiraiAdapter
+from sff_fast.adapters.moirai_2 import Moirai2Adapter
+from sff_fast.adapters.moirai_moe import MoiraiMoEAdapter
 from sff_fast.adapters.registry import FamilyInfo, families, load, register, tiny
 from sff_fast.adapters.timer import TimerAdapter
 from sff_fast.adapters.ttm import TTMAdapter
@@ -14,6 +17,9 @@ __all__ = [
     "FamilyInfo",
     "Forecast",
     "Limits",
+    "Moirai2Adapter",
+    "MoiraiAdapter",
+    "MoiraiMoEAdapter",
     "TTMAdapter",
     "TimerAdapter",
     "families",
@@ -22,5 +28,8 @@ __all__ = [
     "tiny",
 ]
 
+register(MoiraiAdapter)
+register(Moirai2Adapter)
+register(MoiraiMoEAdapter)
 register(TimerAdapter)
 register(TTMAdapter)

@@ -136,6 +136,12 @@ class MoiraiBase(Adapter):
     @classmethod
     def _construct(cls, config: dict[str, Any], path: Path) -> nn.Module:
         """A model of this configuration with random weights, without a touch to the global generator."""
+        sizes = config.get("patch_sizes", [1])
+        if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
+            raise CheckpointError(f"{str(path)!r}: patch_sizes must be a list of positive integers, got {sizes!r}: replace it")
+        levels = config.get("quantile_levels", [0.5])
+        if not isinstance(levels, list) or 0.5 not in levels:
+            raise CheckpointError(f"{str(path)!r}: quantile_levels must hold 0.5, the point forecast, got {levels!r}: replace it")
         invalid = (*_INVALID, require("hydra.errors", cls.extra, cls.package).HydraException)
         try:
             with torch.random.fork_rng(devices=[]):
@@ -210,7 +216,7 @@ class MoiraiBase(Adapter):
     def _write(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` just as the package's ``save_pretrained`` does."""
         files.write_json(folder / "config.json", dict(sorted(self._config.items())))
-        files.save_safetensors(folder / "model.safetensors", self.model.state_dict(), {"format": "pt"})
+        files.save_safetensors(folder / "model.safetensors", self.model.state_dict())
 
     # --- packing ----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sff_fast.adapters._mixed import mixed_precision
 from sff_fast.adapters._moirai import MoiraiBase, again, float32_outputs, uni2ts
 from sff_fast.adapters.base import Forecast
-from sff_fast.errors import ArgumentError, CheckpointError
+from sff_fast.errors import ArgumentError
 
 # What the package's recipes fine-tune with and evaluate hourly data with.
 _PATCH_SIZE = 32
@@ -104,13 +104,6 @@ class MoiraiAdapter(MoiraiBase):
     def tiny(cls, seed: int = 0) -> MoiraiAdapter:
         """A random MOIRAI of patches of 8, 16 and 32, width 64 and 2 layers (164,000 parameters)."""
         return cls(cls._make_tiny(seed), origin=partial(cls.tiny, seed), config=cls._tiny)
-
-    @classmethod
-    def _construct(cls, config: dict[str, Any], path: Path) -> nn.Module:
-        sizes = config["patch_sizes"]
-        if not isinstance(sizes, list) or not sizes or not all(type(size) is int and size > 0 for size in sizes):
-            raise CheckpointError(f"{str(path)!r}: patch_sizes must be a list of positive integers, got {sizes!r}: replace it")
-        return super()._construct(config, path)
 
     @property
     def patch_size(self) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import uni2ts_import  # noqa: F401, I001  Before anything of uni2ts.
-
 import numpy as np
 import torch
+import uni2ts_import  # noqa: F401  Before anything of uni2ts.
 from common import Result, main
 from gluonts.dataset.common import ListDataset
 from torch import Tensor

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import uni2ts_import  # noqa: F401, I001  Before anything of uni2ts.
-
 import torch
+import uni2ts_import  # noqa: F401  Before anything of uni2ts.
 from common import Result, main
 from moirai import predicted
 from torch import Tensor
