@@ -208,12 +208,26 @@ def test_strategies_that_change_the_weights_call_the_kernel_with_alpha_and_seed(
     monkeypatch.setattr(module, {"tfs": "fill_", "sff": "smooth_"}[strategy], kernel)
     adapter = FakeAdapter.tiny()
     untouched = evaluate(adapter, data, "val")["mse"]
-    result = finetune(adapter, data, strategy, alpha=0.6, seed=5, epochs=1, plan="the plan")
-    options = {"tfs": {"seed": 5}, "sff": {"seed": 5, "alpha": 0.6, "again": False}}[strategy]
+    result = finetune(adapter, data, strategy, alpha=0.6, seed=5, rng="torch", epochs=1, plan="the plan")
+    options = {"seed": 5, "rng": "torch"} | {"tfs": {}, "sff": {"alpha": 0.6, "again": False}}[strategy]
     assert calls == [("the plan", options)]
     assert result.alpha == {"tfs": None, "sff": 0.6}[strategy]
     assert result.zero_shot["val_mse"] == untouched
     assert result.history[0]["val_mse"] > 4  # a bias of 3 on standardised data
+
+
+def test_training_from_scratch_with_torchs_numbers_starts_from_the_weights_of_a_new_model(data):
+    start = {}
+
+    class Listener(FakeAdapter):
+        def on_loss(self, batch):
+            start.update({} if start else {name: p.detach().clone() for name, p in self.model.named_parameters()})
+
+    result = finetune(Listener.tiny(), data, "tfs", seed=5, rng="torch", epochs=1, max_steps=1)
+    torch.manual_seed(5)
+    second = FakeAdapter.tiny().build()
+    assert {name: p.tolist() for name, p in second.named_parameters()} == {name: p.tolist() for name, p in start.items()}
+    assert result.smooth["rng"] == "torch"
 
 
 def test_what_preparing_draws_has_no_say_in_the_order_of_windows_and_dropout(data, monkeypatch):
@@ -505,6 +519,7 @@ def test_overwriting_the_model_to_start_from_is_refused(data, tmp_path):
         ({"lr": 0}, "lr must be a number above 0, got 0"),
         ({"lr": float("nan")}, "lr must be a number above 0, got nan"),
         ({"max_steps": 0}, "max_steps must be"),
+        ({"rng": "numpy"}, "rng must be one of philox, torch, got 'numpy'"),
         ({"schedule": "linear"}, "schedule must be one of halving, constant, cosine, got 'linear'"),
         ({"patience": 0}, "patience must be"),
         ({"optimizer": "sgd"}, "optimizer must be one of .*adam.*got 'sgd'"),

@@ -12,6 +12,7 @@ from sff_fast.adapters.registry import FamilyInfo, families, load, register, tin
 from sff_fast.adapters.sundial import SundialAdapter
 from sff_fast.adapters.timer import TimerAdapter
 from sff_fast.adapters.ttm import TTMAdapter
+from sff_fast.adapters.units import UniTSAdapter
 
 __all__ = [
     "Adapter",
@@ -24,6 +25,7 @@ __all__ = [
     "SundialAdapter",
     "TTMAdapter",
     "TimerAdapter",
+    "UniTSAdapter",
     "families",
     "load",
     "register",
@@ -37,3 +39,4 @@ register(ChronosT5Adapter)
 register(SundialAdapter)
 register(TimerAdapter)
 register(TTMAdapter)
+register(UniTSAdapter)
