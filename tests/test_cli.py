@@ -197,6 +197,27 @@ def test_forecast_writes_csv_that_goes_on_where_the_table_ends(tmp_path, data, c
     assert (abs(values[:, 1] - 60) < 30).all()
 
 
+@pytest.mark.parametrize(
+    ("family", "options"), [("chronos", ()), ("chronos-t5", ("--num-samples", "3")), ("sundial", ("--num-samples", "3"))]
+)
+def test_forecast_of_a_probabilistic_family_has_a_column_a_quantile(family, options, data, capsys):
+    package = {"sundial": "sktime"}.get(family, "chronos")
+    pytest.importorskip(package, reason=f"{package} is not installed: make models-env")
+    command = ("forecast", "--family", family, "--tiny", "--data", data, *LENGTHS, "--threads", "1", *options)
+    assert run(*command) == 0
+    text = capsys.readouterr().out
+    table = list(csv.reader(io.StringIO(text)))
+    levels = [f"q0.{i}" for i in range(1, 10)]
+    assert table[0] == ["date", "temp", "humid", *(f"{name}_{level}" for level in levels for name in ("temp", "humid"))]
+    values = np.array([[float(value) for value in row[1:]] for row in table[1:]])
+    assert values.shape == (24, 20)
+    assert run(*command, "--seed", "1") == 0
+    # Only sample paths depend on the seed.
+    assert (capsys.readouterr().out == text) == (not options)
+    if options:
+        assert (np.diff(values[:, 2::2], axis=1) >= 0).all()
+
+
 def test_forecast_standardises_with_the_train_part_of_a_split_where_asked(data, capsys, monkeypatch):
     from sff_fast import training
 
@@ -262,7 +283,7 @@ def test_plan_says_why_a_parameter_is_not_elementwise_and_counts_all_kinds(tmp_p
 def test_help_lists_the_commands_that_work_and_no_others(capsys):
     assert run("--help") == 0
     listed = re.findall(r"^  ([a-z]+) {2,}", capsys.readouterr().out.split("Commands:")[1], re.MULTILINE)
-    assert listed == ["demo", "doctor", "plan", "finetune", "compare", "evaluate", "forecast", "bench"]
+    assert listed == ["demo", "doctor", "plan", "smooth", "finetune", "compare", "evaluate", "forecast", "bench"]
 
 
 def test_no_command_at_all_shows_the_help(capsys):
@@ -316,7 +337,8 @@ def test_every_option_of_every_command_has_a_help_text():
         assert command.help
         assert command.short_help
         for option in command.params:
-            assert option.help, (command.name, option.name)
+            if isinstance(option, click.Option):
+                assert option.help, (command.name, option.name)
 
 
 # --- bad input ------------------------------------------------------------
@@ -722,7 +744,8 @@ def test_the_documentation_names_every_command_and_option():
     for name, command in cli.commands.items():
         assert f"| `{name}` |" in text
         for option in command.params:
-            assert f"{option.opts[0]}" in text, (name, option.opts)
+            named = option.opts[0] if isinstance(option, click.Option) else option.name.upper()
+            assert named in text, (name, option.opts)
 
 
 def test_the_documentation_names_no_option_that_does_not_exist():

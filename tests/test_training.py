@@ -17,6 +17,7 @@ import training_fakes
 from safetensors.torch import load_file
 from training_fakes import CONTEXT, HORIZON, FakeAdapter, make_data, make_table, newest_state, read_log
 
+from sff_fast.adapters import Forecast
 from sff_fast.data import ForecastData, Scaler, Table
 from sff_fast.errors import ArgumentError, CheckpointError, DataError, OutputError
 from sff_fast.training import evaluate, finetune, forecast
@@ -586,8 +587,8 @@ def test_evaluation_needs_a_known_part(data):
 def test_evaluation_draws_the_same_samples_every_time_and_leaves_the_generators_alone(data):
     adapter = FakeAdapter.tiny()
     original = adapter._forecast
-    adapter._forecast = lambda context, length: dataclasses.replace(
-        original(context, length), mean=torch.randn(len(context), length, 1)
+    adapter._forecast = lambda context, length, samples: dataclasses.replace(
+        original(context, length, samples), mean=torch.randn(len(context), length, 1)
     )
     state = torch.get_rng_state()
     assert evaluate(adapter, data)["mse"] == evaluate(adapter, data)["mse"]
@@ -606,6 +607,32 @@ def test_a_forecast_is_in_the_tables_units_and_continues_its_time():
     np.testing.assert_allclose(result.quantiles[0.9], expected + std, rtol=1e-5)
     assert result.columns == ["first", "second"]
     assert [str(stamp)[:13] for stamp in result.timestamps] == [f"2024-01-03T0{hour}" for hour in (2, 3, 4, 5)]
+
+
+class Sampler(FakeAdapter):
+    """The little net with noise around its forecast: a family that draws sample paths."""
+
+    default_num_samples = 40
+
+    def _forecast(self, context, prediction_length, num_samples):
+        mean = self.model(context).float()[:, None]
+        samples = mean + torch.randn(len(context), num_samples, prediction_length, 1)
+        return Forecast(samples.mean(1), samples=samples)
+
+
+def test_a_forecast_by_sample_paths_has_their_quantiles_and_follows_the_seed():
+    adapter = Sampler(FakeAdapter.tiny().model)
+    table = make_table(50)
+    result = forecast(adapter, table, CONTEXT, HORIZON, seed=3, num_samples=11)
+    mean, std = table.values.mean(axis=0), table.values.std(axis=0)
+    context = torch.tensor((table.values[-CONTEXT:] - mean) / std, dtype=torch.float32).T.unsqueeze(2)
+    paths = adapter.forecast(context, HORIZON, seed=3, num_samples=11).samples.squeeze(3).double().numpy()
+    assert list(result.quantiles) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    for level, values in result.quantiles.items():
+        np.testing.assert_allclose(values, np.quantile(paths, level, axis=1).T * std + mean, rtol=1e-5)
+    assert not np.array_equal(result.mean, forecast(adapter, table, CONTEXT, HORIZON, seed=4, num_samples=11).mean)
+    with pytest.raises(ArgumentError, match="draws no sample paths"):
+        forecast(FakeAdapter.tiny(), table, CONTEXT, HORIZON, num_samples=2)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def _group(*options: Callable[[Function], Function]) -> Callable[[Function], Fun
 
 
 model_options = _group(
-    click.option("--family", metavar="NAME", required=True, help="Model family; `sff-fast doctor` lists them."),
+    click.option(
+        "--family", metavar="NAME", required=True, help="Model family, or one of its variants; `sff-fast doctor` lists them."
+    ),
     click.option("--checkpoint", metavar="PATH", help="Weights in the family's published layout: a file or folder."),
     click.option("--tiny", is_flag=True, help="A small random model of the family instead of --checkpoint."),
 )
