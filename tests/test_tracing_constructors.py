@@ -384,7 +384,13 @@ def pruned_layers():
     return Holder(a=a, b=b)
 
 
-@case(**{f"{name}.parametrizations.weight.original": "Constant(0)" for name in "abc"})
+@case(
+    **{
+        "a.parametrizations.weight.original": "Constant(0)",
+        "b.parametrizations.weight.original": "Constant(0)",
+        "c.parametrizations.weight.original": "Constant(0) Constant(-1)",
+    }
+)
 def orthogonal_parametrizations():
     # The matrix is a buffer, and the parameter its distance from there.
     orthogonal = parametrizations.orthogonal
