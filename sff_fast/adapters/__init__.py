@@ -8,6 +8,9 @@ from sff_fast.adapters.base import Adapter, Forecast, Limits
 from sff_fast.adapters.chronos_2 import Chronos2Adapter
 from sff_fast.adapters.chronos_bolt import ChronosBoltAdapter
 from sff_fast.adapters.chronos_t5 import ChronosT5Adapter
+from sff_fast.adapters.moirai import MoiraiAdapter
+from sff_fast.adapters.moirai_2 import Moirai2Adapter
+from sff_fast.adapters.moirai_moe import MoiraiMoEAdapter
 from sff_fast.adapters.registry import FamilyInfo, families, load, register, tiny
 from sff_fast.adapters.sundial import SundialAdapter
 from sff_fast.adapters.timer import TimerAdapter
@@ -22,6 +25,9 @@ __all__ = [
     "FamilyInfo",
     "Forecast",
     "Limits",
+    "Moirai2Adapter",
+    "MoiraiAdapter",
+    "MoiraiMoEAdapter",
     "SundialAdapter",
     "TTMAdapter",
     "TimerAdapter",
@@ -37,6 +43,9 @@ register(Chronos2Adapter)
 register(ChronosBoltAdapter)
 register(ChronosT5Adapter)
 register(SundialAdapter)
+register(MoiraiAdapter)
+register(Moirai2Adapter)
+register(MoiraiMoEAdapter)
 register(TimerAdapter)
 register(TTMAdapter)
 register(UniTSAdapter)

@@ -253,3 +253,37 @@ class Bucket:
 
     def _flat_view(self, i: int, x: torch.Tensor) -> torch.Tensor:
         return x.as_strided((self._elements[i],), (1,), x.storage_offset())
+
+
+def make_buckets(group: dict[str, object], labels: Sequence[str], limit: int) -> list[Bucket]:
+    """Cut a group into buckets of consecutive parameters of one dtype, device and layout.
+
+    Args:
+        group: The parameter group.
+        labels: A name for each parameter.
+        limit: Bytes of parameters a bucket may hold; a larger parameter is a bucket alone.
+
+    Raises:
+        ArgumentError: A parameter that the optimizer cannot run.
+    """
+    buckets: list[Bucket] = []
+    part: list[int] = []
+    size = 0
+    params = group["params"]
+
+    def close() -> None:
+        if part:
+            buckets.append(Bucket(group, [params[i] for i in part], [labels[i] for i in part]))
+
+    for i, p in enumerate(params):
+        check_parameter(labels[i], p, group)
+        width = shards.local(p).numel() * p.element_size()
+        first = params[part[0]] if part else p
+        alike = (first.dtype, first.device) == (p.dtype, p.device) and shards.layout_of(first) == shards.layout_of(p)
+        if part and (not alike or size + width > limit):
+            close()
+            part, size = [], 0
+        part.append(i)
+        size += width
+    close()
+    return buckets
