@@ -9,15 +9,14 @@ import model_builders
 import pytest
 from family_cases import variants
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import families_table
 
 
 def rows():
     """Variant to the cells of its row in README."""
-    text = (ROOT / "README.md").read_text()
+    text = families_table.README.read_text()
     table = text.split(families_table.BEGIN)[1].split(families_table.END)[0]
     assert families_table.HEADER in table
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.strip().splitlines()[2:]]
