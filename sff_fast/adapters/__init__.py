@@ -8,6 +8,7 @@ from sff_fast.adapters.base import Adapter, Forecast, Limits
 from sff_fast.adapters.chronos_2 import Chronos2Adapter
 from sff_fast.adapters.chronos_bolt import ChronosBoltAdapter
 from sff_fast.adapters.chronos_t5 import ChronosT5Adapter
+from sff_fast.adapters.moment import MomentAdapter
 from sff_fast.adapters.registry import FamilyInfo, families, load, register, tiny
 from sff_fast.adapters.sundial import SundialAdapter
 from sff_fast.adapters.timer import TimerAdapter
@@ -22,6 +23,7 @@ __all__ = [
     "FamilyInfo",
     "Forecast",
     "Limits",
+    "MomentAdapter",
     "SundialAdapter",
     "TTMAdapter",
     "TimerAdapter",
@@ -36,6 +38,7 @@ __all__ = [
 register(Chronos2Adapter)
 register(ChronosBoltAdapter)
 register(ChronosT5Adapter)
+register(MomentAdapter)
 register(SundialAdapter)
 register(TimerAdapter)
 register(TTMAdapter)
