@@ -13,6 +13,10 @@ from sff_fast.adapters.moirai_2 import Moirai2Adapter
 from sff_fast.adapters.moirai_moe import MoiraiMoEAdapter
 from sff_fast.adapters.registry import FamilyInfo, families, load, register, tiny
 from sff_fast.adapters.timer import TimerAdapter
+from sff_fast.adapters.timesfm_2_0 import TimesFM20Adapter
+from sff_fast.adapters.timesfm_2_5 import TimesFM25Adapter
+from sff_fast.adapters.timesfm_2_5_google import TimesFM25GoogleAdapter
+from sff_fast.adapters.timesfm_3_google import TimesFM3GoogleAdapter
 from sff_fast.adapters.ttm import TTMAdapter
 
 __all__ = [
@@ -28,6 +32,10 @@ __all__ = [
     "MoiraiMoEAdapter",
     "TTMAdapter",
     "TimerAdapter",
+    "TimesFM3GoogleAdapter",
+    "TimesFM20Adapter",
+    "TimesFM25Adapter",
+    "TimesFM25GoogleAdapter",
     "families",
     "load",
     "register",
@@ -42,4 +50,8 @@ register(MoiraiAdapter)
 register(Moirai2Adapter)
 register(MoiraiMoEAdapter)
 register(TimerAdapter)
+register(TimesFM25Adapter)
+register(TimesFM20Adapter)
+register(TimesFM25GoogleAdapter)
+register(TimesFM3GoogleAdapter)
 register(TTMAdapter)
