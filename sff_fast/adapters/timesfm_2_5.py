@@ -93,7 +93,9 @@ class TimesFM25Adapter(TimesFMTransformers):
         series, future = as_input(to_series(context)), as_input(to_series(target))
         if self._which == "class":
             return self._call(series, future_values=future).loss
-        mean, deviation = series.mean(dim=1, keepdim=True), series.std(dim=1, keepdim=True)
+        # Over the padding too, as the class normalises.
+        past = nn.functional.pad(series, (self._padded(series.shape[1]) - series.shape[1], 0))
+        mean, deviation = past.mean(dim=1, keepdim=True), past.std(dim=1, keepdim=True)
         full = self._call(series).full_predictions[:, : future.shape[1]]
         revin = self.model.model._revin
         full, future = revin(full, mean, deviation), revin(future, mean, deviation)

@@ -150,7 +150,7 @@ class TimesFM3GoogleAdapter(Adapter):
         series, future = (as_input(values).transpose(1, 2) for values in (context, target))
         with mixed_precision(self.model):
             quantiles = _Trainable(self.model).decode(series, self._whole(future.shape[2]))
-        mean, deviation = series.mean(dim=2, keepdim=True), series.std(dim=2, keepdim=True)
+        mean, deviation = series.mean(dim=2, keepdim=True), series.std(dim=2, keepdim=True, correction=0)
         revin = _util().revin
         quantiles = revin(quantiles[:, :, : future.shape[2]].float(), mean, deviation)
         future = (future - mean) / torch.where(deviation < _util()._TOLERANCE, 1.0, deviation)

@@ -18,7 +18,7 @@ def load(path: str) -> torch.nn.Module:
 
 def loss(model: torch.nn.Module, context: Tensor, target: Tensor) -> Tensor:
     """Google's fine-tuner's quantile losses, of what the package decodes."""
-    deviation = context.std(1, keepdim=True)
+    deviation = context.std(1, keepdim=True, correction=0)
     # The forecaster rounds the horizon up to whole output patches, which changes how the last patches are joined.
     whole = -(-target.shape[1] // model.output_patch_len) * model.output_patch_len
     prediction = model.decode(context.transpose(1, 2), whole)[:, :, : target.shape[1]]
