@@ -42,6 +42,7 @@ class Case:
 
 CASES: dict[str, Case] = {
     "chronos-t5": Case(lr=4e-2, batch=8, samples=3),
+    "sundial": Case(draws=4, samples=3),
     "moirai": Case(context=96, samples=4),
     "moirai-2": Case(context=96, horizon=80),
     "moirai-moe": Case(context=96, samples=4),
@@ -49,7 +50,7 @@ CASES: dict[str, Case] = {
     "ttm": Case(lr=1e-2),
 }
 
-FAST = ("chronos-bolt", "timer", "ttm")
+FAST = ("chronos-bolt", "timer", "ttm", "units")
 """Variants whose tests run in `make test`; the others run in `make test-slow`."""
 
 

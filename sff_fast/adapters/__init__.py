@@ -12,12 +12,14 @@ from sff_fast.adapters.moirai import MoiraiAdapter
 from sff_fast.adapters.moirai_2 import Moirai2Adapter
 from sff_fast.adapters.moirai_moe import MoiraiMoEAdapter
 from sff_fast.adapters.registry import FamilyInfo, families, load, register, tiny
+from sff_fast.adapters.sundial import SundialAdapter
 from sff_fast.adapters.timer import TimerAdapter
 from sff_fast.adapters.timesfm_2_0 import TimesFM20Adapter
 from sff_fast.adapters.timesfm_2_5 import TimesFM25Adapter
 from sff_fast.adapters.timesfm_2_5_google import TimesFM25GoogleAdapter
 from sff_fast.adapters.timesfm_3_google import TimesFM3GoogleAdapter
 from sff_fast.adapters.ttm import TTMAdapter
+from sff_fast.adapters.units import UniTSAdapter
 
 __all__ = [
     "Adapter",
@@ -30,12 +32,14 @@ __all__ = [
     "Moirai2Adapter",
     "MoiraiAdapter",
     "MoiraiMoEAdapter",
+    "SundialAdapter",
     "TTMAdapter",
     "TimerAdapter",
     "TimesFM3GoogleAdapter",
     "TimesFM20Adapter",
     "TimesFM25Adapter",
     "TimesFM25GoogleAdapter",
+    "UniTSAdapter",
     "families",
     "load",
     "register",
@@ -46,6 +50,7 @@ __all__ = [
 register(Chronos2Adapter)
 register(ChronosBoltAdapter)
 register(ChronosT5Adapter)
+register(SundialAdapter)
 register(MoiraiAdapter)
 register(Moirai2Adapter)
 register(MoiraiMoEAdapter)
@@ -55,3 +60,4 @@ register(TimesFM20Adapter)
 register(TimesFM25GoogleAdapter)
 register(TimesFM3GoogleAdapter)
 register(TTMAdapter)
+register(UniTSAdapter)
