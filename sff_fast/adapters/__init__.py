@@ -15,6 +15,10 @@ from sff_fast.adapters.moment import MomentAdapter
 from sff_fast.adapters.registry import FamilyInfo, families, load, register, tiny
 from sff_fast.adapters.sundial import SundialAdapter
 from sff_fast.adapters.timer import TimerAdapter
+from sff_fast.adapters.timesfm_2_0 import TimesFM20Adapter
+from sff_fast.adapters.timesfm_2_5 import TimesFM25Adapter
+from sff_fast.adapters.timesfm_2_5_google import TimesFM25GoogleAdapter
+from sff_fast.adapters.timesfm_3_google import TimesFM3GoogleAdapter
 from sff_fast.adapters.ttm import TTMAdapter
 from sff_fast.adapters.units import UniTSAdapter
 
@@ -33,6 +37,10 @@ __all__ = [
     "SundialAdapter",
     "TTMAdapter",
     "TimerAdapter",
+    "TimesFM3GoogleAdapter",
+    "TimesFM20Adapter",
+    "TimesFM25Adapter",
+    "TimesFM25GoogleAdapter",
     "UniTSAdapter",
     "families",
     "load",
@@ -50,5 +58,9 @@ register(MoiraiAdapter)
 register(Moirai2Adapter)
 register(MoiraiMoEAdapter)
 register(TimerAdapter)
+register(TimesFM25Adapter)
+register(TimesFM20Adapter)
+register(TimesFM25GoogleAdapter)
+register(TimesFM3GoogleAdapter)
 register(TTMAdapter)
 register(UniTSAdapter)
