@@ -274,6 +274,13 @@ def _ranked(size: tuple[int, ...], forms: tuple, offsets: tuple) -> Iterator[tup
         yield from _ranked(size[1:], tuple(form[1:] for form in strides), moved)
 
 
+def _stored(plan: InitPlan, name: str, index: int, seed: int) -> torch.Tensor:
+    """The float32 values of a segment that is not elementwise; a table's own memory where it is float32."""
+    if plan[name].segments[index].distribution.kind == "table" and plan.table(name, index).dtype == torch.float32:
+        return plan.table(name, index).contiguous()
+    return plan.materialize(name, index, seed).to(torch.float32).contiguous()
+
+
 def build(
     pairs: Sequence[Pair | tuple[ParameterPlan, torch.Tensor, float, float]],
     plan: InitPlan | None,
@@ -308,7 +315,7 @@ def build(
                 if i not in tables:
                     if plan is None:
                         raise PlanError(f"{parameter.name!r} holds {distribution}: the whole plan is needed to draw it")
-                    tables[i] = plan.materialize(parameter.name, i, seed).to(torch.float32).contiguous()
+                    tables[i] = _stored(plan, parameter.name, i, seed)
                 code, p = TABLE, (0.0,) * 8
             else:
                 if distribution not in known:
