@@ -12,6 +12,7 @@ import torch
 
 from ..errors import ArgumentError
 from ..optim import check_optimizer_state
+from ..smooth import RNGS
 from .schedules import SCHEDULES
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -30,6 +31,7 @@ class Settings:
     strategy: str
     alpha: float | dict[str, float] | None
     seed: int
+    rng: str
     epochs: int
     batch_size: int
     lr: float
@@ -61,6 +63,7 @@ def resolve_settings(
     strategy: str,
     alpha: float | Mapping[str, float] | None,
     seed: int,
+    rng: str,
     epochs: int,
     batch_size: int,
     lr: float | None,
@@ -92,6 +95,8 @@ def resolve_settings(
     chosen = STRATEGIES[strategy]
     if schedule not in SCHEDULES:
         raise ArgumentError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    if rng not in RNGS:
+        raise ArgumentError(f"rng must be one of {', '.join(RNGS)}, got {rng!r}")
     if precision not in PRECISIONS:
         raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     check_optimizer_state(optimizer, optimizer_state)
@@ -111,6 +116,7 @@ def resolve_settings(
         strategy=strategy,
         alpha=_check_alpha(adapter.default_alpha if alpha is None else alpha) if chosen.uses_alpha else None,
         seed=_integer("seed", seed, 0, 2**64 - 1),
+        rng=rng,
         epochs=epochs,
         batch_size=_integer("batch_size", batch_size, 1),
         lr=_number("lr", adapter.default_lr if lr is None else lr, 0.0, inclusive=False),

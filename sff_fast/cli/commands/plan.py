@@ -15,7 +15,7 @@ from sff_fast.cli.options import json_option
 
 
 @click.command(short_help="Which distribution every parameter is drawn from.")
-@click.option("--family", metavar="NAME", help="Model family; `sff-fast doctor` lists them.")
+@click.option("--family", metavar="NAME", help="Model family or variant; `sff-fast doctor` lists them.")
 @click.option("--checkpoint", metavar="PATH", help="Weights in the family's published layout: a file or folder.")
 @click.option("--tiny", is_flag=True, help="A small random model of the family instead of --checkpoint.")
 @click.option(
