@@ -384,13 +384,7 @@ def pruned_layers():
     return Holder(a=a, b=b)
 
 
-@case(
-    **{
-        "a.parametrizations.weight.original": "Constant(0)",
-        "b.parametrizations.weight.original": "Constant(0)",
-        "c.parametrizations.weight.original": "Constant(0) Constant(-1)",
-    }
-)
+@case(**{f"{name}.parametrizations.weight.original": "Constant(0) Constant(-1)" for name in "abc"})
 def orthogonal_parametrizations():
     # The matrix is a buffer, and the parameter its distance from there.
     orthogonal = parametrizations.orthogonal
