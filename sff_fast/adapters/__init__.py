@@ -12,6 +12,7 @@ from sff_fast.adapters.moment import MomentAdapter
 from sff_fast.adapters.registry import FamilyInfo, families, load, register, tiny
 from sff_fast.adapters.sundial import SundialAdapter
 from sff_fast.adapters.timer import TimerAdapter
+from sff_fast.adapters.timer_84m import Timer84mAdapter
 from sff_fast.adapters.ttm import TTMAdapter
 from sff_fast.adapters.units import UniTSAdapter
 
@@ -26,6 +27,7 @@ __all__ = [
     "MomentAdapter",
     "SundialAdapter",
     "TTMAdapter",
+    "Timer84mAdapter",
     "TimerAdapter",
     "UniTSAdapter",
     "families",
@@ -41,5 +43,6 @@ register(ChronosT5Adapter)
 register(MomentAdapter)
 register(SundialAdapter)
 register(TimerAdapter)
+register(Timer84mAdapter)
 register(TTMAdapter)
 register(UniTSAdapter)
