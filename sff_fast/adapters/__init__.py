@@ -15,6 +15,7 @@ from sff_fast.adapters.moment import MomentAdapter
 from sff_fast.adapters.registry import FamilyInfo, families, load, register, tiny
 from sff_fast.adapters.sundial import SundialAdapter
 from sff_fast.adapters.timer import TimerAdapter
+from sff_fast.adapters.timer_84m import Timer84mAdapter
 from sff_fast.adapters.timesfm_2_0 import TimesFM20Adapter
 from sff_fast.adapters.timesfm_2_5 import TimesFM25Adapter
 from sff_fast.adapters.timesfm_2_5_google import TimesFM25GoogleAdapter
@@ -36,6 +37,7 @@ __all__ = [
     "MomentAdapter",
     "SundialAdapter",
     "TTMAdapter",
+    "Timer84mAdapter",
     "TimerAdapter",
     "TimesFM3GoogleAdapter",
     "TimesFM20Adapter",
@@ -62,5 +64,6 @@ register(TimesFM25Adapter)
 register(TimesFM20Adapter)
 register(TimesFM25GoogleAdapter)
 register(TimesFM3GoogleAdapter)
+register(Timer84mAdapter)
 register(TTMAdapter)
 register(UniTSAdapter)
