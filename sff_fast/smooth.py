@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from sff_fast import backends, table
+from sff_fast import backends, shards, table
 from sff_fast.errors import ArgumentError
 from sff_fast.factors import Factors, match_factors, parse_factors
 from sff_fast.inspect_parameters import check_parameters
 from sff_fast.names import named_parameters, unwrap
-from sff_fast.plan import InitPlan, ParameterPlan
+from sff_fast.plan import InitPlan
 from sff_fast.resolve import resolve_plan
 from sff_fast.stream import STREAM_VERSION, check_seed
+from sff_fast.table import Pair
 
 ROUNDINGS = ("nearest", "stochastic")
 RNGS = ("philox", "torch")
@@ -45,7 +46,7 @@ class SmoothReport:
         rounding: ``"nearest"`` or ``"stochastic"``.
         backends: Device to the backend that ran there.
         threads: Threads that took part on the CPU.
-        elements: Elements that were changed.
+        elements: Elements of the parameters that were changed; of sharded ones those of all ranks.
         seconds: Wall time of checking, table and kernels.
         dtypes: Parameters whose dtype in the model differs from the plan's, as ``"name: plan -> model"``.
         rng: ``"philox"`` (the random stream) or ``"torch"`` (the constructor's draws from torch's generator).
@@ -95,7 +96,8 @@ def smooth_(
             p.copy_(alpha * p + (1 - alpha) * r)
 
     Frozen parameters are included, tied ones are done once, buffers stay. The result depends on (seed, name, index) alone:
-    not on device, threads or the order of parameters. Everything is checked before the first write.
+    not on device, threads, sharding or the order of parameters. Everything is checked before the first write. Of sharded
+    parameters (DTensor: FSDP2, tensor parallelism) each rank fills its own part in place, without communication.
 
     Args:
         model: Any module, also inside wrappers (DDP, torch.compile, …).
@@ -150,6 +152,7 @@ def fill_(
     rounding: str = "nearest",
     threads: int | None = None,
     prefix: str = "",
+    subset: bool = False,
 ) -> SmoothReport:
     """Give every parameter a fresh random initialisation, in place: the start of training from scratch.
 
@@ -166,6 +169,7 @@ def fill_(
         rounding: As for :func:`smooth_`.
         threads: As for :func:`smooth_`.
         prefix: As for :func:`smooth_`.
+        subset: As for :func:`smooth_`.
 
     Returns:
         A :class:`SmoothReport` with shrink 0 and perturb 1.
@@ -177,7 +181,7 @@ def fill_(
     """
     factors = [("*", 0.0, 1.0)]
     begin = time.perf_counter()
-    report = _apply(model, plan, factors, seed, backend, rounding, threads, prefix, False, begin, rng, fill=True)
+    report = _apply(model, plan, factors, seed, backend, rounding, threads, prefix, subset, begin, rng, fill=True)
     _records(model).clear()
     return report
 
@@ -221,22 +225,30 @@ def _apply(
         raise ArgumentError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ArgumentError(f"threads must be an integer of at least 1, got {threads!r}")
+    shards.reshard(model)
     parameters = named_parameters(model, prefix)
     matched = match_factors(list(parameters), factors)
     changed = {name: parameters[name] for name, (a, b) in matched.items() if (a, b) != (1.0, 0.0)}
-    check_parameters(changed)
+    local = {name: shards.local(parameter) for name, parameter in changed.items()}
+    check_parameters(local)
     plan = resolve_plan(model, plan)
     plan.check(changed, subset=subset, others=parameters)
     names = {name: plan[name].name for name in changed}
 
-    pairs = [(plan[names[name]], parameter, *matched[name]) for name, parameter in changed.items()]
+    pairs = [
+        Pair(plan[names[name]], piece.tensor, *matched[name], piece.region)
+        for name, parameter in changed.items()
+        for piece in shards.pieces(name, parameter)
+    ]
     if rng == "torch":
         used, ran = _replay(pairs, plan, key, fill)
     else:
         used, ran = _run_kernels(pairs, plan, key, backend, rounding, threads)
-    for parameter in changed.values():
+    for name, parameter in changed.items():
         if not parameter.is_inference():  # inference tensors have no version counter
             torch.autograd.graph.increment_version(parameter)
+            if local[name] is not parameter:
+                torch.autograd.graph.increment_version(local[name])
     return SmoothReport(
         seed=key,
         stream_version=STREAM_VERSION,
@@ -273,15 +285,12 @@ def _check_rng(rng: str, backend: str, rounding: str, threads: int | None) -> No
                 )
 
 
-Pair = tuple[ParameterPlan, torch.Tensor, float, float]
-
-
 def _replay(pairs: list[Pair], plan: InitPlan, seed: int, fill: bool) -> tuple[int, dict[str, str]]:
     """Repeat the constructor's draws; returns threads and backends."""
     from sff_fast.replay.smoothing import Replay
 
     Replay(pairs, plan, fill).run(seed)
-    return torch.get_num_threads(), {str(tensor.device): "torch" for _, tensor, _, _ in pairs}
+    return torch.get_num_threads(), {str(pair.tensor.device): "torch" for pair in pairs}
 
 
 def _run_kernels(
@@ -290,7 +299,7 @@ def _run_kernels(
     """Run one kernel a device; returns threads and backends."""
     groups: dict[torch.device, list[Pair]] = {}
     for pair in pairs:
-        groups.setdefault(pair[1].device, []).append(pair)
+        groups.setdefault(pair.tensor.device, []).append(pair)
     # Tables and backends of all devices first: whatever is wrong shows before the first write.
     ready = [
         (device, *backends.choose(backend, device), table.build(group, plan, key, rounding)) for device, group in groups.items()

@@ -286,7 +286,7 @@ def test_accumulated_gradients_are_clipped_together_by_step() -> None:
                     model(batch(2 * step)).sum().backward()
             else:
                 model(batch(2 * step)).sum().backward()
-            optimizer.backward(lambda step=step, model=model: model(batch(2 * step + 1)).sum())
+            optimizer.backward(lambda model=model, step=step: model(batch(2 * step + 1)).sum())
             optimizer.step()
             optimizer.zero_grad()
         results.append(cases.everything(optimizer, list(model.parameters())))

@@ -413,6 +413,24 @@ def a_generator_put_back_and_used_otherwise():
     return Holder(a=a, x=x, b=b, c=c, d=d, e=torch.randn(33))
 
 
+@case(
+    a="Normal(0, 1)",
+    b="Normal(0, 1)",
+    c="orthogonal(gain=1)",
+    d="orthogonal(gain=1)",
+    e="TruncNormal(0, 1, -2, 2)",
+    f="TruncNormal(0, 1, -2, 2)",
+)
+def a_generator_put_back_for_the_same_draw_in_another_form():
+    state = torch.get_rng_state()
+    a, c, e = torch.randn(4, 6), nn.init.orthogonal_(torch.empty(4, 6)), nn.init.trunc_normal_(torch.empty(30))
+    torch.set_rng_state(state)
+    b, d = torch.empty(24).normal_(), nn.init.orthogonal_(torch.empty(6, 4))
+    torch.set_rng_state(state)
+    torch.randn(24), nn.init.orthogonal_(torch.empty(4, 6))
+    return Holder(a=a, b=b, c=c, d=d, e=e, f=nn.init.trunc_normal_(torch.empty(5, 6)))
+
+
 # ---------------------------------------------------------------------- the rest
 @case(w="Normal(0, 2)")
 def inference_mode():
@@ -443,6 +461,9 @@ def test_what_a_forked_generator_draws_twice_is_one_draw():
     assert plan["b"].segments[0].draw == plan["a"].segments[0].draw == "a"
     assert len(plan.program) == 1
     assert plan.notes == ()
+    form = trace(a_generator_put_back_for_the_same_draw_in_another_form)
+    assert (form["b"].segments[0].draw, form["f"].segments[0].draw) == ("a", "e")
+    assert form["d"].segments[0].draw == "d"
     other = trace(a_generator_put_back_and_used_otherwise)
     assert other["b"].segments[0].draw == "a"
     assert [record.after for record in other.program] == [None, None, 0, 1, -1]

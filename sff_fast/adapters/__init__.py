@@ -11,6 +11,7 @@ from sff_fast.adapters.chronos_t5 import ChronosT5Adapter
 from sff_fast.adapters.moirai import MoiraiAdapter
 from sff_fast.adapters.moirai_2 import Moirai2Adapter
 from sff_fast.adapters.moirai_moe import MoiraiMoEAdapter
+from sff_fast.adapters.moment import MomentAdapter
 from sff_fast.adapters.registry import FamilyInfo, families, load, register, tiny
 from sff_fast.adapters.sundial import SundialAdapter
 from sff_fast.adapters.timer import TimerAdapter
@@ -32,6 +33,7 @@ __all__ = [
     "Moirai2Adapter",
     "MoiraiAdapter",
     "MoiraiMoEAdapter",
+    "MomentAdapter",
     "SundialAdapter",
     "TTMAdapter",
     "TimerAdapter",
@@ -50,6 +52,7 @@ __all__ = [
 register(Chronos2Adapter)
 register(ChronosBoltAdapter)
 register(ChronosT5Adapter)
+register(MomentAdapter)
 register(SundialAdapter)
 register(MoiraiAdapter)
 register(Moirai2Adapter)

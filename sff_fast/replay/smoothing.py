@@ -18,13 +18,11 @@ from sff_fast.distributions import Constant, Materialized
 from sff_fast.errors import PlanError
 from sff_fast.plan import InitPlan, ParameterPlan, Segment
 from sff_fast.replay.generate import FILLERS, generate, scratch_bytes
-from sff_fast.table import boxes
+from sff_fast.table import Pair, boxes
 from sff_fast.tracing.values import apply
 
 CHUNK = 1 << 16
 """Elements that are mixed at a time, so that products and sums take no memory worth speaking of."""
-
-Pair = tuple[ParameterPlan, torch.Tensor, float, float]
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Replay:
     """Everything that smoothing by replay needs, checked before the first write.
 
     Args:
-        pairs: (plan of the parameter, its tensor, shrink, perturb).
+        pairs: What lies where.
         plan: The whole plan.
         fill: Whether the parameters become the draws, whatever they held; the factors are not looked at then. Default False.
 
@@ -90,7 +88,7 @@ class Replay:
                 raise PlanError(f"rng='torch' cannot replay {record}: {record.obstacle or 'unknown'}; use rng='philox'")
 
     def _lay_out(self, pair: Pair, plan: InitPlan, sources: dict[tuple[str, int], list[tuple[int, Segment, tuple]]]) -> None:
-        parameter, tensor, shrink, perturb = pair
+        parameter, tensor, shrink, perturb, region = pair
         segments: list[tuple[Segment, int, tuple]] = []
         origin: list[int] = []
         for i, segment in enumerate(parameter.segments):
@@ -105,7 +103,7 @@ class Replay:
             return
         pieces = tuple(piece for piece, _, _ in segments)
         laid = ParameterPlan(parameter.name, parameter.shape, parameter.dtype, pieces)
-        for k, size, (memory, drawn, _), (memory_at, drawn_at, _) in boxes(laid, tensor):
+        for k, size, (memory, drawn, _), (memory_at, drawn_at, _) in boxes(laid, tensor, region):
             piece, draw, operations = segments[k]
             value = piece.distribution.value if draw < 0 and isinstance(piece.distribution, Constant) else None
             table = plan.table(parameter.name, origin[k]) if draw < 0 and value is None else None
