@@ -292,9 +292,13 @@ def test_files_are_those_of_save_pretrained(variant, folders, tmp_path):
 def test_the_feed_forward_layers_of_2_5_have_other_names_on_disk_than_in_the_class(folders):
     folder = folders("timesfm-2.5")
     state = load_file(folder / "model.safetensors")
-    assert "model.layers.0.mlp.ff0.weight" in state
     adapter = load("timesfm-2.5", folder)
-    assert torch.equal(adapter.model.model.layers[0].mlp.fc1.weight, state["model.layers.0.mlp.ff0.weight"])
+    layer = adapter.model.model.layers[1].mlp
+    assert torch.equal(layer.fc1.weight, state["model.layers.1.mlp.ff0.weight"])
+    assert torch.equal(layer.fc2.weight, state["model.layers.1.mlp.ff1.weight"])
+    # A model that transformers did not load is saved under the same names.
+    adapter.build().save_pretrained(folder / "built")
+    assert load_file(folder / "built" / "model.safetensors").keys() == state.keys()
     renamed = {name.replace(".ff0.", ".fc1.").replace(".ff1.", ".fc2."): tensor for name, tensor in state.items()}
     save_file(renamed, folder / "model.safetensors")
     again = load("timesfm-2.5", folder)
