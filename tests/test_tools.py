@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import exhaustive
 import kernel_limits
 
-
 NAMES = [f"tests/test_exhaustive.py::test_of_the_words[all-{i}]" for i in range(3)]
 ROW = {"outcome": "passed", "seconds": 60.0, "result": "all finite"}
 
