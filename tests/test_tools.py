@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import exhaustive
@@ -77,3 +79,30 @@ def test_the_main_loop_is_the_innermost_one_with_most_prefetches_and_moves_are_n
     assert loop.body[0] == "prefetcht0 2048(%rbx)"
     assert len(loop.body) == 10
     assert loop.arithmetic == 3  # the multiplication and two shuffles
+
+
+def _figure(must: str, ours: float, peer: str, peer_ns: float, threads: int = 1) -> dict[str, str]:
+    row = {"case": "uniform float32", "isa": "widest", "must": must, "holds": "no" if must else "", "ratio": "9.9"}
+    return {**row, "ours_ns": str(ours), "peer": peer, "peer_ns": str(peer_ns), "threads": str(threads)}
+
+
+@pytest.mark.parametrize(
+    ("compute", "limit", "reachable", "why"),
+    [
+        (0.6, 0.2, "3.00", "the vector ports"),
+        (0.2, 0.2, "1.00", "0 % of the shorter one is hidden"),
+        (0.6, 0.5, "1.20", "80 % of the shorter one is hidden"),
+    ],
+)
+def test_a_figure_that_is_not_reached_is_shown_with_what_stops_it(compute, limit, reachable, why):
+    (line,) = kernel_limits.missed([_figure("<= 1.25", 0.7, "limit", limit)], {("uniform", "float32", "avx512"): compute})
+    parts = f"arithmetic alone {compute:.3f} ns, the scale {limit:.3f}, together 0.700"
+    assert line == f"| uniform float32, widest, against limit | 1 | <= 1.25 | 9.9 | {reachable} | {parts}: {why} |"
+
+
+def test_a_ratio_to_a_peer_is_reachable_up_to_the_peers_time_over_the_longer_of_arithmetic_and_memory():
+    rows = [_figure("", 0.3, "limit", 0.2, 2), _figure(">= 16", 0.3, "torch", 3.0, 2)]
+    (line,) = kernel_limits.missed(rows, {("uniform", "float32", "avx512"): 0.6})
+    assert "| 2 | >= 16 | 9.9 | 10.00 | arithmetic alone 0.300 ns, the scale 0.200" in line
+    assert line.endswith("the vector ports |")
+    assert kernel_limits.missed(rows[:1], {}) == []  # nothing was asked of it
