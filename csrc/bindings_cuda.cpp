@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cpu/smooth.h"
+#include "cuda/guard.h"
 #include "cuda/smooth.h"
 
 namespace py = pybind11;
@@ -15,27 +16,8 @@ namespace {
 
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
 
-void expect(cudaError_t error, const std::string& what) {
-    if (error != cudaSuccess)
-        throw std::runtime_error(what + ": " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) + ")");
-}
-
-// Makes a device current for as long as it lives.
-class DeviceGuard {
-public:
-    explicit DeviceGuard(int device) : device_(device) {
-        expect(cudaGetDevice(&before_), "cudaGetDevice");
-        if (before_ != device_) expect(cudaSetDevice(device_), "cudaSetDevice(" + std::to_string(device_) + ")");
-    }
-    ~DeviceGuard() {
-        if (before_ != device_) (void)cudaSetDevice(before_);
-    }
-    DeviceGuard(const DeviceGuard&) = delete;
-    DeviceGuard& operator=(const DeviceGuard&) = delete;
-
-private:
-    int device_, before_ = 0;
-};
+using sff::DeviceGuard;
+using sff::expect;
 
 // A checked table cut into chunks. `image` is what the device needs of it, tasks first; the same bytes serve every launch.
 struct Table {
@@ -99,7 +81,10 @@ std::string why_not(int device) {
 
 }  // namespace
 
+void bind_cuda_optim(py::module_& m);
+
 PYBIND11_MODULE(_cuda, m) {
+    bind_cuda_optim(m);
     m.doc() = "CUDA kernels of sff_fast. See sff_fast/backends/cuda.py for their use.";
     m.attr("TASK_BYTES") = sizeof(sff::Task);
     m.attr("ARCHITECTURES") = SFF_CUDA_ARCHITECTURES;

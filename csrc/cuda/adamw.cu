@@ -344,11 +344,6 @@ cudaError_t checked_launch(void (*kernel)(Arguments...), Shape shape, cudaStream
 
 }  // namespace
 
-cudaError_t has_adamw_kernel(const AdamWBucket& bucket) {
-    cudaFuncAttributes attributes;
-    return cudaFuncGetAttributes(&attributes, kernel_of(bucket));
-}
-
 cudaError_t adamw_shape_of(const AdamWBucket& bucket, Shape& shape) { return resident_shape(kernel_of(bucket), bucket.count, shape); }
 
 AdamWLaunch arguments_of(const AdamWBucket& bucket, const AdamWTask* tasks, const AdamWChunk* chunks, const float* factor) {

@@ -60,7 +60,7 @@ def check_device(device: torch.device) -> None:
     Raises:
         BackendError: Its architecture is not among the compiled ones; the message says what to do.
     """
-    why = _cuda.why_not(_index(device))
+    why = _cuda.why_not(index(device))
     if why:
         major, minor = torch.cuda.get_device_capability(device)
         raise BackendError(
@@ -69,7 +69,8 @@ def check_device(device: torch.device) -> None:
         )
 
 
-def _index(device: torch.device) -> int:
+def index(device: torch.device) -> int:
+    """The number of a GPU; one without a number is torch's current one."""
     return torch.cuda.current_device() if device.index is None else device.index
 
 
@@ -120,7 +121,7 @@ class Prepared:
         """
         stream = torch.cuda.current_stream(self.device)
         try:
-            self._table.launch(self._image.data_ptr(), _index(self.device), stream.cuda_stream)
+            self._table.launch(self._image.data_ptr(), index(self.device), stream.cuda_stream)
         except RuntimeError as error:
             raise BackendError(f"backend='cuda' on {self.device}: {error}") from error
         if torch.cuda.is_current_stream_capturing():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -17,10 +16,14 @@ from . import kernels, reference
 from .buckets import Bucket, make_buckets
 from .options import check_max_norm, check_options
 from .release import GradientRelease
+from .task import clipping
 from .torch_state import match_groups, merged_group, torch_state_dict
 
 BUCKET_BYTES = 32 << 20
 """Bytes of parameters in a bucket: what release_gradients holds at once, besides the layer in flight."""
+
+_Part = tuple[Bucket, np.ndarray, list[torch.Tensor], np.ndarray]
+"""A bucket, its parameters that have a gradient, these gradients, and their part of the kernel table."""
 
 _OWN = ("max_norm", "release_gradients", "grad_norm", "bucket_bytes")
 
@@ -95,11 +98,20 @@ class FusedAdamW(torch.optim.Optimizer):
         if bucket_bytes < 1:
             raise ArgumentError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
         self.max_norm, self.release_gradients, self.bucket_bytes = max_norm, release_gradients, bucket_bytes
-        self.grad_norm: float | None = None  # of the last step, where max_norm is set
+        self._norm: float | torch.Tensor | None = None
         self._forget_buckets()
         super().__init__(params, defaults)
         if release_gradients:
             self._release_now()
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Norm of the last step's gradients where ``max_norm`` is set, else None. Reading it waits for a GPU."""
+        return None if self._norm is None else float(self._norm)
+
+    @grad_norm.setter
+    def grad_norm(self, value: float | None) -> None:
+        self._norm = value
 
     # ------------------------------------------------------------------ life
     def add_param_group(self, param_group: dict[str, object]) -> None:
@@ -233,32 +245,31 @@ class FusedAdamW(torch.optim.Optimizer):
         parts = [
             (bucket, active, grads, bucket.tasks(active, grads, grad_scale, self._decoupled)) for bucket, active, grads in work
         ]
-        if self.max_norm is not None:
-            self._clip(parts, grad_scale)
-        native = [table for bucket, _, _, table in parts if bucket.native]
-        if native:
-            table = np.concatenate(native) if len(native) > 1 else native[0]
-            kernels.step(table, torch.device("cpu"))
-            stepped = [bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()]
-            torch.autograd.graph.increment_version(stepped)
+        tables = _by_device(parts)
+        if self.max_norm is not None and len(tables) == 1 and all(bucket.native for bucket, *_ in parts):
+            ((device, table),) = tables.items()
+            self._norm = kernels.clipped_step(table, device, grad_scale, self.max_norm)
+        else:
+            if self.max_norm is not None:
+                self._clip(parts, tables, grad_scale)
+            for device, table in _by_device(parts).items():
+                kernels.step(table, device)
+        torch.autograd.graph.increment_version(
+            [bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()]
+        )
         for bucket, active, grads, table in parts:
             if not bucket.native:
                 backends.choose("auto", bucket.device)  # says once that the slow way is taken, and why
                 with stream_reference._calling_thread_alone():
                     bucket.run_reference(active, grads, table)
 
-    def _clip(self, parts: list[tuple[Bucket, np.ndarray, list[torch.Tensor], np.ndarray]], grad_scale: float) -> None:
+    def _clip(self, parts: list[_Part], tables: dict[torch.device, np.ndarray], grad_scale: float) -> None:
         """Scale the gradients of all tables to at most max_norm, as ``torch.nn.utils.clip_grad_norm_`` would."""
         total = sum(reference.sum_of_squares(g) for bucket, _, grads, _ in parts if not bucket.native for g in grads)
-        native = [table for bucket, _, _, table in parts if bucket.native]
-        if native:
-            table = np.concatenate(native) if len(native) > 1 else native[0]
-            total += kernels.sum_of_squares(table, torch.device("cpu"))
-        self.grad_norm = math.sqrt(total) * grad_scale
-        coefficient = self.max_norm / (self.grad_norm + 1e-6)
-        if not coefficient >= 1.0:  # NaN too: it belongs into the parameters, as with torch
-            for _, _, _, table in parts:
-                table["grad_scale"] *= np.float32(coefficient)
+        total += sum(kernels.sum_of_squares(table, device) for device, table in tables.items())
+        self._norm, factor = clipping(total, grad_scale, self.max_norm)
+        for _, _, _, table in parts:
+            table["grad_scale"] *= factor
 
     # ------------------------------------------------------------------ state dicts
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
@@ -329,3 +340,12 @@ class FusedAdam(FusedAdamW):
         **options: object,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, **options)
+
+
+def _by_device(parts: list[_Part]) -> dict[torch.device, np.ndarray]:
+    """One table for each device whose buckets the compiled kernels run."""
+    tables: dict[torch.device, list[np.ndarray]] = {}
+    for bucket, _, _, table in parts:
+        if bucket.native:
+            tables.setdefault(bucket.device, []).append(table)
+    return {device: np.concatenate(some) if len(some) > 1 else some[0] for device, some in tables.items()}
