@@ -25,7 +25,8 @@ gpu-check: setup models-env  ## on a machine with a GPU: build, run the CUDA tes
 demo: setup  ## zero-shot, from scratch, full and smoothed fine-tuning on real weather, in a few minutes
 	$(BIN)/sff-fast demo --out runs/demo --overwrite
 
-test: setup .venv/.models  ## the test suite
+test: setup .venv/.models  ## the test suite, with nvcc's code where nvcc is there or can be had
+	-@test -e .venv/.cuda || $(MAKE) --no-print-directory .venv/.cuda || echo "no CUDA tools: their tests are skipped"
 	$(PYTEST) -m "not slow and not exhaustive"
 
 test-slow: setup .venv/.models cuda-tools  ## builds, sanitizers, machine code, kills

@@ -55,6 +55,9 @@ def _prepared(tasks):
     prepared = cuda.Prepared.__new__(cuda.Prepared)
     prepared.device, prepared._values = CPU, ()
     prepared._table = cuda._cuda.Table(table.pack(tasks))
+    with pytest.raises(RuntimeError, match=r"load\(\) comes first"):
+        prepared._table.launch(0, 0, 0)
+    prepared._table.load(0)
     prepared._image = torch.from_numpy(prepared._table.image())
     prepared.launches = prepared._table.launches
     return prepared
@@ -102,14 +105,14 @@ def test_the_norm_of_gradients_on_two_devices_adds_up(device):
 
 
 def test_chunks_are_cut_once_for_tables_of_the_same_shapes(device, monkeypatch):
-    made, made_too = [], []
+    made, kept = [], []
     plain = cuda._cuda.AdamWPlan
     proxy = types.SimpleNamespace(**{name: getattr(cuda._cuda, name) for name in dir(cuda._cuda) if not name.startswith("__")})
     proxy.AdamWPlan = lambda packed: made.append(1) or plain(packed)
     monkeypatch.setattr(cuda, "_cuda", proxy)
     for n in (100, 100, 200, 100):
         tensors = tables.arrays(torch.float32, NEAREST, "float32", False, n, seed=n)
-        made_too.append(tensors)
+        kept.append(tensors)
         optim_cuda.step(tables.table([tensors], NEAREST, "float32"), device)
     assert len(made) == 2
 

@@ -237,7 +237,7 @@ __device__ __forceinline__ void do_chunk(const Step& step, int count) {
 
 // Blocks of a multiprocessor that the registers are cut for: half of its threads, three eighths or a quarter where a thread
 // holds more arrays. With fewer registers each of these would spill. Memory is what limits, and a thread has its whole unit of
-// every array in flight: a quarter of the threads have asked for 80 bytes each, 40 KiB a multiprocessor.
+// every array in flight: a quarter of the threads have asked for 56 bytes or more each, 28 KiB a multiprocessor.
 template <class P, class S, bool Amsgrad>
 constexpr int kAdamWResident = std::is_same<S, Int8>::value ? (Amsgrad ? 2 : 3) : Amsgrad && kAdamWUnit<P, S> == 8 ? 3 : 4;
 

@@ -9,8 +9,9 @@
 namespace sff {
 
 inline void expect(cudaError_t error, const std::string& what) {
-    if (error != cudaSuccess)
-        throw std::runtime_error(what + ": " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) + ")");
+    if (error == cudaSuccess) return;
+    (void)cudaGetLastError();  // told here: it is no error of the next call, of torch's say
+    throw std::runtime_error(what + ": " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) + ")");
 }
 
 // Makes a device current for as long as it lives.

@@ -87,7 +87,7 @@ class Prepared:
 
     Raises:
         ArgumentError: The boxes are not all on one GPU.
-        BackendError: A CUDA graph is being captured, which could not hold the upload of the table.
+        BackendError: A CUDA graph is being captured, which could not hold the upload of the table, or CUDA refused the kernels.
     """
 
     def __init__(self, tasks: Sequence[BoxTask]) -> None:
@@ -107,6 +107,10 @@ class Prepared:
         tasks = [task if task.table is None else dataclasses.replace(task, table=moved[id(task.table)]) for task in tasks]
         self._values = tuple(moved.values())
         self._table = _cuda.Table(pack(tasks))
+        try:
+            self._table.load(index(self.device))
+        except RuntimeError as error:
+            raise BackendError(f"backend='cuda' on {self.device}: {error}") from error
         self._image = torch.from_numpy(self._table.image()).to(self.device)
         self.launches = self._table.launches
 

@@ -44,7 +44,6 @@ class Plan:
         self.device = device
         self._plan = cuda._cuda.AdamWPlan(table.view(np.uint8))
         self._image = torch.from_numpy(self._plan.image()).to(device)
-        self._sums = torch.zeros(max(1, self._plan.pieces), dtype=torch.float64, device=device)
 
     def upload(self, table: np.ndarray) -> torch.Tensor:
         """The checked table on the device, in order of its current stream."""
@@ -61,20 +60,20 @@ class Plan:
         )
         self._image.record_stream(stream)
 
-    def clip(self, tasks: torch.Tensor, grad_scale: float, max_norm: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Launch the gradient's norm; returns it (float64) and the factor of clipping (float32), on the device."""
+    def clip(self, tasks: torch.Tensor, grad_scale: float, max_norm: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Launch the gradient's norm.
+
+        Returns:
+            The norm (float64), the factor of clipping (float32) and the sums of squares that they come from, on the device.
+        """
         stream = torch.cuda.current_stream(self.device)
+        sums = torch.empty(self._plan.pieces, dtype=torch.float64, device=self.device)
         clipped = torch.empty(cuda._cuda.CLIPPED_BYTES, dtype=torch.uint8, device=self.device)
         numbers = (grad_scale, max_norm, clipped.data_ptr())
-        addresses = (tasks.data_ptr(), self._image.data_ptr(), self._sums.data_ptr())
+        addresses = (tasks.data_ptr(), self._image.data_ptr(), sums.data_ptr())
         self._call(self._plan.clip, *addresses, *numbers, cuda.index(self.device), stream.cuda_stream)
-        for tensor in (self._image, self._sums):
-            tensor.record_stream(stream)
-        return clipped[:8].view(torch.float64)[0], clipped[8:12].view(torch.float32)[0]
-
-    def total(self) -> float:
-        """The sum of squares that the last :meth:`clip` made; waits for the device."""
-        return float(np.add.accumulate(self._sums.cpu().numpy())[-1])
+        self._image.record_stream(stream)
+        return clipped[:8].view(torch.float64)[0], clipped[8:12].view(torch.float32)[0], sums
 
     def _call(self, function, *arguments: object) -> None:
         try:
@@ -117,7 +116,7 @@ def clipped_step(table: np.ndarray, device: torch.device, grad_scale: float, max
     """One step with gradients clipped to ``max_norm``; returns their norm, a float64 tensor on the device."""
     plan = plan_of(table, device)
     tasks = plan.upload(table)
-    norm, factor = plan.clip(tasks, grad_scale, max_norm)
+    norm, factor, _ = plan.clip(tasks, grad_scale, max_norm)
     plan.step(tasks, factor)
     return norm
 
@@ -125,5 +124,6 @@ def clipped_step(table: np.ndarray, device: torch.device, grad_scale: float, max
 def sum_of_squares(table: np.ndarray, device: torch.device) -> float:
     """Sum of squares of all gradients of a table; waits for the device."""
     plan = plan_of(table, device)
-    plan.clip(plan.upload(table), 1.0, 1.0)
-    return plan.total()
+    _, _, sums = plan.clip(plan.upload(table), 1.0, 1.0)
+    in_order = np.add.accumulate(np.concatenate([[0.0], sums.cpu().numpy()]))  # as the kernels add them
+    return float(in_order[-1])
