@@ -18,16 +18,20 @@ from sff_fast.verification import verify
 
 ELEMENTWISE = {"uniform", "normal", "trunc_normal", "constant"}
 
-RECIPES = {"moment": {"orthogonal": 1}}
-"""Tensors that are drawn by a recipe: MOMENT's head of patches is orthogonal. Everything else is elementwise."""
+RECIPES = {"moment": {"orthogonal": 1}, "units": {"table": 2}}
+"""Segments that are no draws: MOMENT's head of patches is orthogonal, UniTS's positions are sines and cosines. Everything
+else is elementwise."""
 
-BOXED = {"moirai": {"param_proj", "in_proj"}}
+BOXED = {"moirai": {"param_proj", "in_proj"}, "units": {"position_embedding.pe"}}
 """Builders with parameters of several boxes, and a part of the names of all that have them."""
 
 PUBLISHED = {
     # parameters and tensors of really constructed models
     "timer:67m": (67_397_728, 133),
     "timer_hf:84m": (84_142_080, 116),
+    "units:x32": (373_464, 120),
+    "units:x64": (1_057_912, 120),
+    "units:x128": (3_459_000, 120),
     "timesfm:200m": (231_289_280, 232),
     "timesfm2_hf:500m": (498_828_960, 813),
     "moment:small": (38_483_232, 79),
@@ -138,6 +142,6 @@ def test_a_published_size_is_traced_without_its_memory(model):
     parameters, tensors, grown, buffers, *found = result.stdout.split()
     if model in PUBLISHED:
         assert (int(parameters), int(tensors)) == PUBLISHED[model]
-    assert set(found) <= ELEMENTWISE | {"recipe"}
+    assert set(found) <= ELEMENTWISE | {"recipe", "table"}
     # Tables of positions, which are buffers, are computed for real: up to three times their size while they are made.
     assert int(grown) <= 20 + 3 * int(buffers)

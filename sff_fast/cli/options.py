@@ -17,6 +17,7 @@ SCHEDULES = ("halving", "constant", "cosine")
 PRECISIONS = ("fp32", "bf16", "bf16-sr")
 OPTIMIZERS = ("adam", "adamw", "fused-adam", "fused-adamw")
 OPTIMIZER_STATES = ("float32", "bfloat16", "int8")
+RNGS = ("philox", "torch")
 FILLS = ("interpolate", "ffill")
 
 COUNT = Integer(1)
@@ -34,7 +35,9 @@ def _group(*options: Callable[[Function], Function]) -> Callable[[Function], Fun
 
 
 model_options = _group(
-    click.option("--family", metavar="NAME", required=True, help="Model family; `sff-fast doctor` lists them."),
+    click.option(
+        "--family", metavar="NAME", required=True, help="Model family, or one of its variants; `sff-fast doctor` lists them."
+    ),
     click.option("--checkpoint", metavar="PATH", help="Weights in the family's published layout: a file or folder."),
     click.option("--tiny", is_flag=True, help="A small random model of the family instead of --checkpoint."),
 )
@@ -120,6 +123,12 @@ training_options = _group(
     memory_options,
     click.option("--lp-epochs", type=COUNT, metavar="N", show_default="half", help="Epochs of lp-ff that train the head alone."),
     click.option("--keep-initial", is_flag=True, help="Let the weights before training be a candidate for the best."),
+    click.option(
+        "--rng",
+        type=click.Choice(RNGS),
+        default="philox",
+        help="Random weights of sff and tfs: the stream of sff-fast, or the bits of torch.manual_seed(seed) and the constructor.",
+    ),
     click.option("--again", is_flag=True, help="Smooth a model that has been smoothed before."),
     click.option(
         "--checkpoint-every",

@@ -13,15 +13,13 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from sff_fast.backends import cpu
 from sff_fast.errors import ArgumentError
 from sff_fast.stream import ROUND, stream_id
 
-from . import reference, shards
+from . import kernels, reference, shards
 from .state import assign, check_state, state_shapes
-from .task import ADAMW_DTYPE, COMPENSATED, NEAREST, PARAM_DTYPES, STATE_TYPES, STOCHASTIC
+from .task import ADAMW_DTYPE, COMPENSATED, NEAREST, PARAM_DTYPES, STATE_TYPES, STOCHASTIC, set_coefficients
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ALIGN = 64
 _NUMPY = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.uint16, torch.uint8: np.uint8}
 _said_moved: set[str] = set()
@@ -108,7 +106,7 @@ class Bucket:
     @property
     def native(self) -> bool:
         """Whether the compiled kernels run this bucket."""
-        return self.device.type == "cpu" and not cpu.why_absent()
+        return kernels.available(self.device)
 
     def _allocate(self) -> None:
         """Flat states, every parameter's part beginning at a multiple of 64 elements."""
@@ -233,21 +231,9 @@ class Bucket:
         """The kernel table of this step; counts the step of every parameter in it."""
         steps = self.steps.numpy()
         steps[active] += 1
-        group = self.group
-        lr, eps, decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])
-        beta1, beta2 = (float(beta) for beta in group["betas"])
-        count = steps[active].astype(np.float64)
         table = self.table[active]
         table["grad"] = [grad.data_ptr() for grad in grads]
-        table["grad_scale"] = -grad_scale if group["maximize"] else grad_scale
-        table["l2"] = 0.0 if decoupled else decay
-        table["decay"] = 1.0 - lr * decay if decoupled else 1.0
-        table["beta2"], table["eps"] = beta2, eps
-        table["one_minus_beta1"], table["one_minus_beta2"] = 1.0 - beta1, 1.0 - beta2
-        table["correction"] = 1.0 / np.sqrt(1.0 - beta2**count)
-        table["step_size"] = lr / (1.0 - beta1**count)
-        key = np.uint64(int(group["seed"])) + count.astype(np.uint64) * _GOLDEN
-        table["round_seed"], table["dither"] = key, key >> np.uint64(32)
+        set_coefficients(table, steps[active].astype(np.float64), self.group, grad_scale, decoupled)
         return table
 
     def run_reference(self, active: np.ndarray, grads: Sequence[torch.Tensor], table: np.ndarray) -> None:
@@ -263,15 +249,10 @@ class Bucket:
             return reference.sum_of_squares(grad)
         table = self.table[i : i + 1].copy()
         table["grad"] = grad.data_ptr()
-        return native_sum_of_squares(table)
+        return kernels.sum_of_squares(table, self.device)
 
     def _flat_view(self, i: int, x: torch.Tensor) -> torch.Tensor:
         return x.as_strided((self._elements[i],), (1,), x.storage_offset())
-
-
-def native_sum_of_squares(table: np.ndarray) -> float:
-    """Sum of the squares of all gradients of a kernel table, in float64, the same bits for any number of threads."""
-    return cpu._cpu.sum_of_squares(table.view(np.uint8), torch.get_num_threads(), cpu.forced_isa())
 
 
 def make_buckets(group: dict[str, object], labels: Sequence[str], limit: int) -> list[Bucket]:

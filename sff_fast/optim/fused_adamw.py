@@ -10,12 +10,11 @@ import numpy as np
 import torch
 
 from sff_fast import backends
-from sff_fast.backends import cpu
 from sff_fast.backends import reference as stream_reference
 from sff_fast.errors import ArgumentError
 
-from . import reference, shards
-from .buckets import Bucket, make_buckets, native_sum_of_squares
+from . import kernels, reference, shards
+from .buckets import Bucket, make_buckets
 from .options import check_clipping, check_options
 from .release import GradientRelease
 from .replay import replayed_generators
@@ -297,7 +296,7 @@ class FusedAdamW(torch.optim.Optimizer):
         native = [table for bucket, _, _, table in parts if bucket.native]
         if native:
             table = np.concatenate(native) if len(native) > 1 else native[0]
-            cpu._cpu.adamw(table.view(np.uint8), torch.get_num_threads(), cpu.forced_isa())
+            kernels.step(table, torch.device("cpu"))
             stepped = [bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()]
             torch.autograd.graph.increment_version(stepped)
             torch.autograd.graph.increment_version([shards.local(p) for p in stepped if shards.is_sharded(p)])
@@ -324,7 +323,8 @@ class FusedAdamW(torch.optim.Optimizer):
             if bucket.native:
                 native.setdefault(bucket.layout, []).append(table)
         # One call over the tables of all buckets: its bits do not depend on how parameters are cut into buckets.
-        squares += [(layout, native_sum_of_squares(np.concatenate(tables))) for layout, tables in native.items()]
+        cpu = torch.device("cpu")
+        squares += [(layout, kernels.sum_of_squares(np.concatenate(tables), cpu)) for layout, tables in native.items()]
         return norm_of(squares)
 
     def _scale(self, parts: list[Part], norm: float) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from ..errors import ArgumentError
 from ..optim import check_optimizer_state, default_optimizer, has_states
+from ..smooth import RNGS
 from .recompute import check_recompute
 from .schedules import SCHEDULES
 
@@ -36,6 +37,7 @@ class Settings:
     strategy: str
     alpha: float | dict[str, float] | None
     seed: int
+    rng: str
     epochs: int
     batch_size: int
     lr: float
@@ -71,6 +73,7 @@ def resolve_settings(
     strategy: str,
     alpha: float | Mapping[str, float] | None,
     seed: int,
+    rng: str,
     epochs: int,
     batch_size: int,
     lr: float | None,
@@ -106,6 +109,8 @@ def resolve_settings(
     chosen = STRATEGIES[strategy]
     if schedule not in SCHEDULES:
         raise ArgumentError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    if rng not in RNGS:
+        raise ArgumentError(f"rng must be one of {', '.join(RNGS)}, got {rng!r}")
     precision = "fp32" if precision is None else precision
     if precision not in PRECISIONS:
         raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -139,6 +144,7 @@ def resolve_settings(
         strategy=strategy,
         alpha=_check_alpha(adapter.default_alpha if alpha is None else alpha) if chosen.uses_alpha else None,
         seed=_integer("seed", seed, 0, 2**64 - 1),
+        rng=rng,
         epochs=epochs,
         batch_size=batch_size,
         lr=_number("lr", adapter.default_lr if lr is None else lr, 0.0, inclusive=False),

@@ -38,6 +38,7 @@ def finetune(
     seed: int = 0,
     out: str | Path | None = None,
     *,
+    rng: str = "philox",
     epochs: int = 10,
     batch_size: int = 32,
     lr: float | None = None,
@@ -89,6 +90,8 @@ def finetune(
             Default: the family's, 0.7.
         seed: Decides the random weights, the order of windows and dropout; 0 to 2**64 - 1.
         out: Folder for metrics, log, model and state. Default None: nothing is written and nothing can be resumed.
+        rng: Where ``sff`` and ``tfs`` take their random weights from: ``"philox"`` (the random stream, default), or
+            ``"torch"``, bit for bit those that building the model gives after ``torch.manual_seed(seed)``.
         epochs: Passes over the train windows. Default 10.
         batch_size: Windows a step; the last step of an epoch takes what is left. Default 32.
         lr: Learning rate at the start. Default: the family's, 3e-5.
@@ -148,6 +151,7 @@ def finetune(
         strategy=strategy,
         alpha=alpha,
         seed=seed,
+        rng=rng,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,

@@ -66,7 +66,8 @@ class Strategy:
 
 
 def _fill(adapter: Any, settings: Settings, plan: Any) -> dict[str, Any]:
-    return fill_(adapter.model, adapter.plan() if plan is None else plan, seed=settings.seed).to_json()
+    plan = adapter.plan() if plan is None else plan
+    return fill_(adapter.model, plan, seed=settings.seed, rng=settings.rng).to_json()
 
 
 def _smooth(adapter: Any, settings: Settings, plan: Any) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def _smooth(adapter: Any, settings: Settings, plan: Any) -> dict[str, Any]:
         adapter.plan() if plan is None else plan,
         alpha=settings.alpha,
         seed=settings.seed,
+        rng=settings.rng,
         again=settings.again,
     ).to_json()
 
