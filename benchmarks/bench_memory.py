@@ -97,7 +97,7 @@ def show(row: dict[str, object]) -> None:
     print(
         f"{row['case']:<18} {row['way']:<6} {row['parameters'] / 1e6:7.0f} M  {row['bytes_per_parameter']:>7} bytes a parameter"
         f"  must {row['must']}: {row['holds']}  peak {row['peak_gib']} GiB (imports {row['imports_gib']}, activations "
-        f"{row['activations_gib'] or 'included'})  {row['step_seconds']} s a step  loss {row['first_loss']} -> {row['last_loss']}",
+        f"{row['activations_gib'] or 'in it'})  {row['step_seconds']} s a step  loss {row['first_loss']} -> {row['last_loss']}",
         flush=True,
     )
 

@@ -116,7 +116,7 @@ class MemoryModel:
         self._adapter, self._data, self._settings = adapter, data, settings
         self._in_memory = in_memory
         self._resident: int | None = None
-        self._warm = False
+        self._excess: dict[str, int] = {}
         model = adapter.model
         before = _bytes_of(model)
         model.to(settings.device, PRECISIONS[settings.precision])
@@ -149,8 +149,8 @@ class MemoryModel:
             states=self._states(settings),
             best=self.weights if self._in_memory and self.on_cpu and self._phase is not None else 0,
             gradients=gradients,
-            activations=activations,
-            evaluation=evaluation,
+            activations=activations + self._excess.get("training", 0),
+            evaluation=evaluation + self._excess.get("evaluation", 0),
             start=self._start,
         )
 
@@ -227,11 +227,11 @@ class MemoryModel:
 
                 stack.callback(parameter.register_post_accumulate_grad_hook(there).remove)
             batch = self._data.train.batch(torch.arange(windows)).to(self._settings.device)
-            with self._unseen(lambda: max(peaks)) as unseen, live:
+            with self._unseen("training", lambda: max(peaks)), live:
                 loss = self._adapter.loss(batch)
                 loss.backward()
                 peaks.append(live.take_peak())
-        return _Step(tuple(names), tuple(peak + unseen[0] for peak in peaks))
+        return _Step(tuple(names), tuple(peaks))
 
     @functools.cache  # noqa: B019
     def _evaluation(self, windows: int) -> int:
@@ -244,34 +244,29 @@ class MemoryModel:
         with self._restored():
             batch = part.batch(torch.arange(min(windows, len(part))))
             live = LiveBytes(_tensors_of(self._adapter.model))
-            with self._unseen(lambda: live.peak) as unseen, live:
+            with self._unseen("evaluation", lambda: live.peak), live:
                 self._adapter.forecast(batch.context.to(self._settings.device), self._data.prediction_length)
-            return live.peak + unseen[0]
+            return live.peak
 
     @contextlib.contextmanager
-    def _unseen(self, seen: Callable[[], int]) -> Iterator[list[int]]:
-        """What the block takes of the process's memory at its peak beyond the tensors that are seen.
+    def _unseen(self, kind: str, seen: Callable[[], int]) -> Iterator[None]:
+        """Note what the block takes of the process's memory at its peak beyond the tensors that are seen.
 
         These are the buffers that operations allocate for themselves (packed weights of a matrix product) and the gaps of
-        the heap. 0 where the system does not tell the peak, and in the first block, which loads code.
+        the heap; they hardly grow with the number of windows. Nothing is noted where the system does not tell the peak.
 
         Args:
+            kind: What the block does; the first block of a kind also loads code, and only the last one counts.
             seen: Peak of the tensors that were seen, asked for when the block has ended.
-
-        Yields:
-            A list that holds the number when the block has ended.
         """
-        found = [0]
         if not (self.on_cpu and CAN_RESET_PEAK):
-            yield found
+            yield
             return
         return_freed_memory()
         reset_peak_memory("cpu")
         before = resident_memory()
-        yield found
-        if self._warm:
-            found[0] = max(0, peak_memory("cpu") - before - seen())
-        self._warm = True
+        yield
+        self._excess[kind] = max(0, peak_memory("cpu") - before - seen()) if kind in self._excess else 0
 
     def _process(self) -> int:
         """Resident memory of this process now, without the model's weights."""
