@@ -15,6 +15,7 @@ from sff_fast.errors import ArgumentError
 
 from . import kernels, reference, shards
 from .buckets import Bucket, make_buckets
+from .offload import OffloadedBucket, Pipe
 from .options import check_clipping, check_options
 from .release import GradientRelease
 from .replay import replayed_generators
@@ -23,7 +24,7 @@ from .torch_state import match_groups, merged_group, torch_state_dict
 BUCKET_BYTES = 32 << 20
 """Bytes of parameters in a bucket: what release_gradients holds at once, besides the layer in flight."""
 
-_OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes")
+_OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes", "offload")
 
 
 Part = tuple[Bucket, np.ndarray, list[torch.Tensor], np.ndarray]
@@ -62,8 +63,11 @@ class FusedAdamW(torch.optim.Optimizer):
         clip: The norm that ``max_norm`` bounds: ``"global"`` (default), that of all gradients, which with
             release_gradients needs :meth:`backward`; or ``"bucket"``, that of each bucket for itself.
         bucket_bytes: Bytes of parameters a bucket holds. Default 32 MiB.
+        offload: Keep the states and a copy of the parameters in the CPU's memory and step there, for parameters on CUDA
+            devices; the copies overlap with the steps. Default False.
 
-    Every option but ``max_norm``, ``clip``, ``release_gradients`` and ``bucket_bytes`` may differ from group to group.
+    Every option but ``max_norm``, ``clip``, ``release_gradients``, ``bucket_bytes`` and ``offload`` may differ from group to
+    group.
 
     Raises:
         ArgumentError: An option or a parameter is not what it must be.
@@ -93,6 +97,7 @@ class FusedAdamW(torch.optim.Optimizer):
         max_norm: float | None = None,
         clip: str = "global",
         bucket_bytes: int = BUCKET_BYTES,
+        offload: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -111,7 +116,7 @@ class FusedAdamW(torch.optim.Optimizer):
         if bucket_bytes < 1:
             raise ArgumentError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
         self.max_norm, self.clip = max_norm, clip
-        self.release_gradients, self.bucket_bytes = release_gradients, bucket_bytes
+        self.release_gradients, self.bucket_bytes, self.offload = release_gradients, bucket_bytes, offload
         self.grad_norm: float | None = None  # global, of the last step, where max_norm bounds it
         self._forget_buckets()
         super().__init__(params, defaults)
@@ -147,6 +152,7 @@ class FusedAdamW(torch.optim.Optimizer):
         """Buckets are made when they are needed, and take over what ``self.state`` holds."""
         self._bucketed: list[tuple[dict[str, object], list[torch.Tensor], list[Bucket]]] = []
         self._release: GradientRelease | None = None
+        self._pipes: dict[torch.device, Pipe] = {}
         self._measured = False  # whether grad_norm is that of the gradients to come
 
     def _release_now(self) -> None:
@@ -161,7 +167,7 @@ class FusedAdamW(torch.optim.Optimizer):
             known = self._bucketed[k] if k < len(self._bucketed) else None
             if known is None or not self._fits(known, group):
                 names = group.get("param_names") or [str(number + i) for i in range(len(params))]
-                buckets = make_buckets(group, names, self.bucket_bytes)
+                buckets = make_buckets(group, names, self.bucket_bytes, OffloadedBucket if self.offload else Bucket)
                 for bucket in buckets:
                     for i, p in enumerate(bucket.params):
                         if self.state.get(p):
@@ -293,6 +299,11 @@ class FusedAdamW(torch.optim.Optimizer):
         elif self.max_norm is not None:
             for part in parts:
                 self._scale([part], self._norm([part]) * grad_scale)
+        if self.offload:
+            for device in {bucket.device for bucket, *_ in parts}:
+                pipe = self._pipes.setdefault(device, Pipe(device))
+                pipe.run([part for part in parts if part[0].device == device])
+            return
         native = [table for bucket, _, _, table in parts if bucket.native]
         if native:
             table = np.concatenate(native) if len(native) > 1 else native[0]
@@ -317,11 +328,12 @@ class FusedAdamW(torch.optim.Optimizer):
 
     def _norm(self, parts: list[Part]) -> float:
         """Norm of the gradients of all tables."""
-        squares = [(b.layout, reference.sum_of_squares(g)) for b, _, grads, _ in parts if not b.native for g in grads]
+        native_parts = [] if self.offload else [part for part in parts if part[0].native]
+        others = parts if self.offload else [part for part in parts if not part[0].native]
+        squares = [(bucket.layout, reference.sum_of_squares(g)) for bucket, _, grads, _ in others for g in grads]
         native: dict[shards.Layout, list[np.ndarray]] = {}
-        for bucket, _, _, table in parts:
-            if bucket.native:
-                native.setdefault(bucket.layout, []).append(table)
+        for bucket, _, _, table in native_parts:
+            native.setdefault(bucket.layout, []).append(table)
         # One call over the tables of all buckets: its bits do not depend on how parameters are cut into buckets.
         cpu = torch.device("cpu")
         squares += [(layout, kernels.sum_of_squares(np.concatenate(tables), cpu)) for layout, tables in native.items()]
