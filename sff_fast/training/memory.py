@@ -39,6 +39,9 @@ _TRAINED = (2, 4)
 """Windows that are trained on to find a straight line; fewer where the run has fewer at a time."""
 
 _FORECAST = (4, 8)
+_MOST_EXCESS = 0.5
+"""Limit of the share that :meth:`MemoryModel._unseen` notes: passes of a few windows over a small model tell it badly."""
+
 _ALIGN = 64 * 4
 """Bytes that a tensor's states are rounded up to, as in the optimizer's buckets."""
 
@@ -116,7 +119,7 @@ class MemoryModel:
         self._adapter, self._data, self._settings = adapter, data, settings
         self._in_memory = in_memory
         self._resident: int | None = None
-        self._excess: dict[str, int] = {}
+        self._excess: dict[str, float] = {}
         model = adapter.model
         before = _bytes_of(model)
         model.to(settings.device, PRECISIONS[settings.precision])
@@ -149,8 +152,8 @@ class MemoryModel:
             states=self._states(settings),
             best=self.weights if self._in_memory and self.on_cpu and self._phase is not None else 0,
             gradients=gradients,
-            activations=activations + self._excess.get("training", 0),
-            evaluation=evaluation + self._excess.get("evaluation", 0),
+            activations=activations + int(self._excess.get("training", 0.0) * (gradients + activations)),
+            evaluation=evaluation + int(self._excess.get("evaluation", 0.0) * evaluation),
             start=self._start,
         )
 
@@ -250,10 +253,10 @@ class MemoryModel:
 
     @contextlib.contextmanager
     def _unseen(self, kind: str, seen: Callable[[], int]) -> Iterator[None]:
-        """Note what the block takes of the process's memory at its peak beyond the tensors that are seen.
+        """Note by what share the block takes more of the process's memory at its peak than the tensors that are seen.
 
-        These are the buffers that operations allocate for themselves (packed weights of a matrix product) and the gaps of
-        the heap; they hardly grow with the number of windows. Nothing is noted where the system does not tell the peak.
+        That is what operations allocate for themselves (packed weights of a matrix product) and the gaps of the heap, which
+        grow with the tensors. Nothing is noted where the system does not tell the peak.
 
         Args:
             kind: What the block does; the first block of a kind also loads code, and only the last one counts.
@@ -266,7 +269,8 @@ class MemoryModel:
         reset_peak_memory("cpu")
         before = resident_memory()
         yield
-        self._excess[kind] = max(0, peak_memory("cpu") - before - seen()) if kind in self._excess else 0
+        more = peak_memory("cpu") - before - seen()
+        self._excess[kind] = min(max(0.0, more / max(seen(), 1 << 20)), _MOST_EXCESS) if kind in self._excess else 0.0
 
     def _process(self) -> int:
         """Resident memory of this process now, without the model's weights."""
