@@ -33,7 +33,7 @@ class OffloadedBucket(Bucket):
         starts = self._starts()
         self._copy = torch.empty(starts[-1], dtype=self.dtype, pin_memory=self.device.type == "cuda")
         self.copies = self._views_of(self._copy, range(len(self.params)), starts)
-        self._versions: list[int | None] = [None] * len(self.params)
+        self._written: list[tuple[int, int] | None] = [None] * len(self.params)
         super()._make_table()
 
     def _starts(self) -> list[int]:
@@ -64,10 +64,13 @@ class OffloadedBucket(Bucket):
         return reference.sum_of_squares(shards.local(self.params[i].grad))
 
     def refresh(self, active: np.ndarray) -> None:
-        """Take over parameters that somebody else has written since the last step."""
+        """Take over parameters that somebody else has written or replaced since the last step.
+
+        Autograd's version counters tell; what is written through ``.data`` is not noticed.
+        """
         for i in active.tolist():
             p = shards.local(self.params[i])
-            if p._version != self._versions[i]:
+            if (p._version, p.data_ptr()) != self._written[i]:
                 self.copies[i].copy_(p.detach())
 
     def send(self, active: np.ndarray) -> None:
@@ -77,7 +80,7 @@ class OffloadedBucket(Bucket):
             p.copy_(self.copies[i], non_blocking=True)
             if p is not self.params[i]:
                 torch.autograd.graph.increment_version([self.params[i]])
-            self._versions[i] = p._version
+            self._written[i] = (p._version, p.data_ptr())
 
 
 class Pipe:

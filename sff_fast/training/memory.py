@@ -42,8 +42,8 @@ _FORECAST = (4, 8)
 _MOST_EXCESS = 0.5
 """Limit of the share that :meth:`MemoryModel._unseen` notes: passes of a few windows over a small model tell it badly."""
 
-_ALIGN = 64 * 4
-"""Bytes that a tensor's states are rounded up to, as in the optimizer's buckets."""
+_ALIGN = 64
+"""Elements that a parameter's states are rounded up to, as in the optimizer's buckets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ class MemoryModel:
                 total += 2 * elements * dtype.itemsize  # torch's Adam: moments of the parameter's dtype
                 continue
             for size, state_dtype in state_shapes(elements, dtype, kind, False, False).values():
-                total += -(-size * state_dtype.itemsize // _ALIGN) * _ALIGN
+                total += -(-size // _ALIGN) * _ALIGN * state_dtype.itemsize
         return total
 
     def _training_peak(self, settings: Settings, micro: int, batch: int) -> tuple[int, int]:
