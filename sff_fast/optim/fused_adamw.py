@@ -236,7 +236,7 @@ class FusedAdamW(torch.optim.Optimizer):
         Returns:
             The loss, detached.
         """
-        if self._release is not None and self._clips_globally and not self._release.is_accumulating:
+        if self._release is not None and self._clips_globally and not self._release.keeps_gradients:
             if any(p.grad is not None for group in self.param_groups for p in group["params"]):
                 with self._release.accumulating():
                     return self.backward(closure)
