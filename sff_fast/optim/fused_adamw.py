@@ -15,6 +15,7 @@ from sff_fast.errors import ArgumentError
 
 from . import kernels, reference, shards
 from .buckets import Bucket, make_buckets
+from .offload import OffloadedBucket, Pipe
 from .options import check_clipping, check_options
 from .release import GradientRelease
 from .replay import replayed_generators
@@ -24,7 +25,7 @@ from .torch_state import match_groups, merged_group, torch_state_dict
 BUCKET_BYTES = 32 << 20
 """Bytes of parameters in a bucket: what release_gradients holds at once, besides the layer in flight."""
 
-_OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes")
+_OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes", "offload")
 
 
 Part = tuple[Bucket, np.ndarray, list[torch.Tensor], np.ndarray]
@@ -63,8 +64,11 @@ class FusedAdamW(torch.optim.Optimizer):
         clip: The norm that ``max_norm`` bounds: ``"global"`` (default), that of all gradients, which with
             release_gradients needs :meth:`backward`; or ``"bucket"``, that of each bucket for itself.
         bucket_bytes: Bytes of parameters a bucket holds. Default 32 MiB.
+        offload: Keep the states and a copy of the parameters in the CPU's memory and step there, for parameters on CUDA
+            devices; the copies overlap with the steps. Default False.
 
-    Every option but ``max_norm``, ``clip``, ``release_gradients`` and ``bucket_bytes`` may differ from group to group.
+    Every option but ``max_norm``, ``clip``, ``release_gradients``, ``bucket_bytes`` and ``offload`` may differ from group to
+    group.
 
     Raises:
         ArgumentError: An option or a parameter is not what it must be.
@@ -94,6 +98,7 @@ class FusedAdamW(torch.optim.Optimizer):
         max_norm: float | None = None,
         clip: str = "global",
         bucket_bytes: int = BUCKET_BYTES,
+        offload: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -112,7 +117,7 @@ class FusedAdamW(torch.optim.Optimizer):
         if bucket_bytes < 1:
             raise ArgumentError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
         self.max_norm, self.clip = max_norm, clip
-        self.release_gradients, self.bucket_bytes = release_gradients, bucket_bytes
+        self.release_gradients, self.bucket_bytes, self.offload = release_gradients, bucket_bytes, offload
         self._norm: float | torch.Tensor | None = None  # global, of the last step, where max_norm bounds it
         self._forget_buckets()
         super().__init__(params, defaults)
@@ -157,6 +162,7 @@ class FusedAdamW(torch.optim.Optimizer):
         """Buckets are made when they are needed, and take over what ``self.state`` holds."""
         self._bucketed: list[tuple[dict[str, object], list[torch.Tensor], list[Bucket]]] = []
         self._release: GradientRelease | None = None
+        self._pipes: dict[torch.device, Pipe] = {}
         self._measured = False  # whether grad_norm is that of the gradients to come
 
     def _release_now(self) -> None:
@@ -171,7 +177,7 @@ class FusedAdamW(torch.optim.Optimizer):
             known = self._bucketed[k] if k < len(self._bucketed) else None
             if known is None or not self._fits(known, group):
                 names = group.get("param_names") or [str(number + i) for i in range(len(params))]
-                buckets = make_buckets(group, names, self.bucket_bytes)
+                buckets = make_buckets(group, names, self.bucket_bytes, OffloadedBucket if self.offload else Bucket)
                 for bucket in buckets:
                     for i, p in enumerate(bucket.params):
                         if self.state.get(p):
@@ -240,7 +246,7 @@ class FusedAdamW(torch.optim.Optimizer):
         Returns:
             The loss, detached.
         """
-        if self._release is not None and self._clips_globally and not self._release.is_accumulating:
+        if self._release is not None and self._clips_globally and not self._release.keeps_gradients:
             if any(p.grad is not None for group in self.param_groups for p in group["params"]):
                 with self._release.accumulating():
                     return self.backward(closure)
@@ -296,7 +302,7 @@ class FusedAdamW(torch.optim.Optimizer):
             (bucket, active, grads, bucket.tasks(active, grads, grad_scale, self._decoupled)) for bucket, active, grads in work
         ]
         # On a GPU norm, factor and step are one call that nothing waits for.
-        fused = self._clips_globally and not self._measured and self._on_one_gpu(parts)
+        fused = self._clips_globally and not (self._measured or self.offload) and self._on_one_gpu(parts)
         if self._measured:
             self._scale(parts, self.grad_norm)
         elif self._clips_globally and not fused:
@@ -305,6 +311,11 @@ class FusedAdamW(torch.optim.Optimizer):
         elif self.max_norm is not None and not fused:
             for part in parts:
                 self._scale([part], self._measure([part]) * grad_scale)
+        if self.offload:
+            for device in {bucket.device for bucket, *_ in parts}:
+                pipe = self._pipes.setdefault(device, Pipe(device))
+                pipe.run([part for part in parts if part[0].device == device])
+            return
         for device, table in _by_device(parts).items():
             if fused:
                 self._norm = kernels.clipped_step(table, device, grad_scale, self.max_norm)
@@ -330,11 +341,12 @@ class FusedAdamW(torch.optim.Optimizer):
 
     def _measure(self, parts: list[Part]) -> float:
         """Norm of the gradients of all tables."""
-        squares = [(b.layout, reference.sum_of_squares(g)) for b, _, grads, _ in parts if not b.native for g in grads]
+        native_parts = [] if self.offload else [part for part in parts if part[0].native]
+        others = parts if self.offload else [part for part in parts if not part[0].native]
+        squares = [(bucket.layout, reference.sum_of_squares(g)) for bucket, _, grads, _ in others for g in grads]
         native: dict[tuple[shards.Layout, torch.device], list[np.ndarray]] = {}
-        for bucket, _, _, table in parts:
-            if bucket.native:
-                native.setdefault((bucket.layout, bucket.device), []).append(table)
+        for bucket, _, _, table in native_parts:
+            native.setdefault((bucket.layout, bucket.device), []).append(table)
         # One call over the tables of all buckets: its bits do not depend on how parameters are cut into buckets.
         for (layout, device), tables in native.items():
             squares.append((layout, kernels.sum_of_squares(np.concatenate(tables), device)))
