@@ -9,7 +9,7 @@ COLOURS = {"limit": "#9aa5b1", "ours": "#0b6e4f", "torch": "#c46210", "torch loo
 LABELS = {
     "limit": "in-place scale (the memory's limit)",
     "ours": "sff_fast",
-    "torch": "torch generator + lerp_",
+    "torch": "torch generator + lerp_ (whole models: a loop over the plan)",
     "second model": "building a second model",
 }
 CASES = (
@@ -30,7 +30,7 @@ def bars(rows: Sequence[Mapping[str, object]], case: str, isa: str, threads: int
     """Contender to nanoseconds an element of one case."""
     found: dict[str, float] = {}
     for r in rows:
-        if (r["case"], r["isa"], r["threads"]) == (case, isa, threads):
+        if (r["case"], r["isa"], int(r["threads"])) == (case, isa, threads):
             if r["peer"] == "limit" or "ours" not in found:
                 found["ours"] = float(r["ours_ns"])  # as measured beside the limit, where that was
             found[str(r["peer"])] = float(r["peer_ns"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "csrc" / "cuda" / "smooth.cu"
+CACHE = ROOT / "build" / "cuda-tests"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 NAMES = {"f": "float32", "d": "float64", "BFloat16": "bfloat16", "Float16": "float16"}
 _BRANCH = re.compile(r"\b(?:BRA|BRX|JMP)\b")
@@ -34,22 +37,37 @@ def flags() -> list[str]:
     return re.search(r"set\(SFF_CUDA_FLAGS ([^)]*)\)", text)[1].split()
 
 
-def compile_kernels(folder: Path, architecture: str, kind: str) -> tuple[Path, str]:
-    """Compile the kernels for one architecture.
+def _cached(source: Path, what: str) -> Path:
+    """Where the result of compiling a source goes: a name that changes with every file and flag that it depends on."""
+    version = subprocess.run([tool("nvcc"), "--version"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.blake2b(" ".join([version, what, *flags()]).encode(), digest_size=12)
+    for path in sorted([*source.parent.glob("*"), *(source.parent.parent / "core").glob("*.h")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return CACHE / f"{source.stem}-{digest.hexdigest()}-{what.replace(' ', '-')}"
+
+
+def compile_kernels(architecture: str, kind: str, source: Path = SOURCE) -> tuple[Path, str]:
+    """Compile kernels for one architecture, or take what an earlier run compiled from the same files.
 
     Args:
-        folder: Where the result goes.
         architecture: Such as ``"sm_90"``.
         kind: ``"cubin"`` or ``"ptx"``.
+        source: The ``.cu`` file, in a folder beside ``core``. Default: the kernels of smoothing.
 
     Returns:
         The file and what ptxas said.
     """
-    out = folder / f"{architecture}.{kind}"
-    command = [tool("nvcc"), *flags(), f"-arch={architecture}", f"-{kind}", "-Xptxas", "-v", str(SOURCE), "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return out, done.stderr
+    out = _cached(source, f"{architecture}.{kind}")
+    said = out.with_name(out.name + ".txt")
+    if not out.exists() or not said.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        made = out.with_name(f"{os.getpid()}-{out.name}")
+        command = [tool("nvcc"), *flags(), f"-arch={architecture}", f"-{kind}", "-Xptxas", "-v", str(source), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said.write_text(done.stderr)
+        made.replace(out)  # whole or not at all
+    return out, said.read_text()
 
 
 def kernel_name(mangled: str) -> tuple[str, bool, bool]:

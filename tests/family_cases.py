@@ -43,6 +43,9 @@ class Case:
 CASES: dict[str, Case] = {
     "chronos-t5": Case(lr=4e-2, batch=8, samples=3),
     "sundial": Case(draws=4, samples=3),
+    "moirai": Case(context=96, samples=4),
+    "moirai-2": Case(context=96, horizon=80),
+    "moirai-moe": Case(context=96, samples=4),
     "timer": Case(context=192),
     "ttm": Case(lr=1e-2),
 }

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 from cuda_code import ARCHITECTURES, compile_kernels, functions, resources
 
-pytestmark = pytest.mark.slow
-
 # Most instructions an element on the way that no special value takes: (uniform, normal) of the memory-bound kernels. The
 # square root of an older architecture takes more.
 LIMITS = {
@@ -24,8 +22,8 @@ THREADS_A_MULTIPROCESSOR = 2048
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def compiled(request, tmp_path_factory):
-    cubin, report = compile_kernels(tmp_path_factory.mktemp(request.param), request.param, "cubin")
+def compiled(request):
+    cubin, report = compile_kernels(request.param, "cubin")
     return request.param, resources(report), functions(cubin)
 
 

@@ -9,9 +9,6 @@ Source of the figures: NVIDIA's data sheets of the H100 SXM and the H200 SXM (ba
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from cuda_code import compile_kernels, functions
 
 GPUS = {"H100": (3.35e12, 132, 1.98e9), "H200": (4.8e12, 132, 1.98e9)}
@@ -22,9 +19,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 def main() -> None:
     """Compile for sm_90, count, and print the table in Markdown."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin, _ = compile_kernels(Path(folder), "sm_90", "cubin")
-        found = functions(cubin)
+    cubin, _ = compile_kernels("sm_90", "cubin")
+    found = functions(cubin)
     print("| dtype | draw | instructions an element | " + " | ".join(f"{gpu} ps/element, limit" for gpu in GPUS) + " |")
     print("|---|---|---|" + "---|" * len(GPUS))
     for dtype, size in BYTES.items():

@@ -168,14 +168,21 @@ def load_generation(model: Any, folder: Path, extra: str) -> None:
     model.generation_config = construct(partial(make, read_config(path)), path, "settings of generation", extra)
 
 
-def write(model: Any, folder: Path, architecture: str) -> None:
-    """Write what ``save_pretrained`` writes: ``config.json``, ``model.safetensors``, for generators their settings."""
+def write(model: Any, folder: Path, architecture: str, rename: Callable[[str], str] = str) -> None:
+    """Write what ``save_pretrained`` writes: ``config.json``, ``model.safetensors``, for generators their settings.
+
+    Args:
+        model: The model.
+        folder: Where to write.
+        architecture: The class that ``config.json`` names.
+        rename: The name in the file for a name in the model, where transformers keeps them apart.
+    """
     config = copy.deepcopy(model.config)
     config.architectures = [architecture]
     config.dtype = next(model.parameters()).dtype
     files.write_json(folder / CONFIG, json.loads(config.to_json_string()))
     aliases = {name for names in _tied(model) for name in names[1:]}
-    state = {name: tensor for name, tensor in model.state_dict().items() if name not in aliases}
+    state = {rename(name): tensor for name, tensor in model.state_dict().items() if name not in aliases}
     files.save_safetensors(folder / WEIGHTS[0], state, {"format": "pt"})
     if model.can_generate():
         files.write_json(folder / GENERATION, json.loads(model.generation_config.to_json_string()))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sff_fast import files
+from sff_fast.checkpoints.journal import interrupted, journal_of
 from sff_fast.errors import CheckpointError
 
 #: Suffixes of files that ``torch.save`` writes.
@@ -132,6 +133,9 @@ def read_weights(path: Path) -> Any:
         CheckpointError: The file cannot be read, is damaged, or holds other Python objects.
     """
     if path.suffix == ".safetensors":
+        for place in (path, path.parent):
+            if journal_of(place).exists():
+                raise CheckpointError(interrupted(place))
         return _read_safetensors(path)
     if path.suffix in TORCH_SUFFIXES:
         return _read_torch(path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 from sff_fast import table
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 CHUNK_DTYPE = np.dtype([("data", "u8"), ("draw", "u8"), ("logical", "u8"), ("count", "i4"), ("task", "i4")])
 """The layout of ``sff::Chunk`` in ``csrc/cuda/chunks.h``."""
 
@@ -19,21 +22,27 @@ FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
 
 
-def build(folder: Path, *, sanitize: bool = False, source: Path = HERE / "shim.cpp") -> Path:
-    """Compile ``source`` (with the unmodified kernels in it) as a library, or with sanitizers.
+def build(source: Path = HERE / "shim.cpp") -> Path:
+    """Compile ``source`` (with the unmodified kernels in it) as a library, or take what an earlier run compiled.
 
     Args:
-        folder: Where the library goes.
-        sanitize: With ASan and UBSan, default False.
-        source: What is compiled.
+        source: What is compiled. Default: the kernels of smoothing.
 
     Returns:
         The library's path.
     """
-    library = folder / ("shim-sanitized.so" if sanitize else "shim.so")
     # -O1: the loops are run over small sizes, so that compiling is most of the time
-    command = ["g++", *FLAGS, "-O1", *(SANITIZERS if sanitize else ()), "-shared", "-fPIC", f"-I{HERE}", str(source)]
-    subprocess.run([*command, "-o", str(library)], check=True)
+    command = ["g++", *FLAGS, "-O1", "-shared", "-fPIC", f"-I{HERE}", str(source)]
+    digest = hashlib.blake2b(" ".join(command).encode(), digest_size=12)
+    for folder in (HERE, ROOT / "csrc" / "cuda", ROOT / "csrc" / "core"):
+        for path in sorted(folder.glob("*.[hc]*")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    library = ROOT / "build" / "cuda-tests" / f"{source.stem}-{digest.hexdigest()}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        made = library.with_name(f"{os.getpid()}-{library.name}")
+        subprocess.run([*command, "-o", str(made)], check=True)
+        made.replace(library)  # whole or not at all
     return library
 
 
