@@ -47,9 +47,9 @@ class LineAdapter(Adapter):
         return nn.Linear(8, 4)
 
     def _loss(self, context, target):
-        return (self._forecast(context, target.shape[1]).mean - target).square().mean()
+        return (self._forecast(context, target.shape[1], None).mean - target).square().mean()
 
-    def _forecast(self, context, prediction_length):
+    def _forecast(self, context, prediction_length, num_samples):
         return Forecast(self.model(context.transpose(1, 2)).transpose(1, 2)[:, :prediction_length])
 
     limits = Limits(min_context=8, max_context=24, multiple_of=8, max_prediction=4)
@@ -147,6 +147,51 @@ def test_a_broken_or_greedy_plug_in_is_left_out_with_a_warning(clean_registry, m
     assert known["timer"].adapter is adapters.TimerAdapter
 
 
+class RuledAdapter(LineAdapter):
+    """A second variant of the family of lines, which knows its checkpoints by a file."""
+
+    variant = "line-ruled"
+    default_variant = False
+
+    @classmethod
+    def recognises(cls, path):
+        return (path / "ruled").exists()
+
+
+def test_a_family_of_several_variants_is_loaded_as_the_one_that_recognises_the_checkpoint(clean_registry, tmp_path):
+    adapters.register(LineAdapter)
+    adapters.register(RuledAdapter)
+    assert type(adapters.load("line", tmp_path)) is LineAdapter
+    assert type(adapters.load("line-ruled", tmp_path)) is RuledAdapter
+    (tmp_path / "ruled").touch()
+    assert type(adapters.load("line", tmp_path)) is RuledAdapter
+    assert type(adapters.tiny("line")) is LineAdapter
+    known = adapters.families()
+    assert known["line"].variants == ("line", "line-ruled")
+    assert (known["line"].variant, known["line-ruled"].variant) == ("line", "line-ruled")
+    assert (known["line-ruled"].family, known["line-ruled"].variants) == ("line", ("line-ruled",))
+    with pytest.raises(CheckpointError, match="nothing is downloaded"):
+        adapters.load("line", tmp_path / "absent")
+
+
+def test_a_checkpoint_of_two_variants_is_refused_with_the_choice(clean_registry, tmp_path):
+    adapters.register(LineAdapter)
+    adapters.register(RuledAdapter)
+    adapters.register(type("Dotted", (RuledAdapter,), {"variant": "line-dotted", "__module__": __name__}))
+    (tmp_path / "ruled").touch()
+    with pytest.raises(ArgumentError, match=r"may be several variants .* 'line': choose one of line-ruled, line-dotted"):
+        adapters.load("line", tmp_path)
+
+
+def test_a_family_has_one_default_variant_and_no_name_for_two_things(clean_registry):
+    adapters.register(LineAdapter)
+    with pytest.raises(ArgumentError, match=r"has the default variant 'line': set default_variant to False in .*Second"):
+        adapters.register(type("Second", (LineAdapter,), {"variant": "second", "__module__": __name__}))
+    adapters.register(RuledAdapter)
+    with pytest.raises(ArgumentError, match=r"the family 'line' is taken by .*Adapter"):
+        adapters.register(type("Thief", (LineAdapter,), {"family": "curve", "variant": "line"}))
+
+
 def test_an_unknown_option_is_refused_with_those_that_there_are(tmp_path):
     with pytest.raises(ArgumentError, match="'timer' has no option 'heads': it takes n_heads, dropout, dtype, format"):
         adapters.load("timer", tmp_path, heads=3)
@@ -190,6 +235,84 @@ def test_lengths_on_the_limits_are_accepted():
 def test_a_batch_of_the_wrong_shape_is_refused(context, target, message):
     with pytest.raises(ArgumentError, match=message):
         LineAdapter.tiny().loss(types.SimpleNamespace(context=context, target=target))
+
+
+class DrawingAdapter(LineAdapter):
+    """Draws sample paths; hidden points are imputed with zeros, the first point is never expected."""
+
+    default_num_samples = 3
+    tasks = frozenset({"forecast", "imputation", "anomaly"})
+
+    def _forecast(self, context, prediction_length, num_samples):
+        shape = (len(context), num_samples, prediction_length, context.shape[2])
+        samples = torch.randn(shape)
+        return Forecast(samples.mean(1), samples=samples)
+
+    def _impute(self, values, mask):
+        return values * 1.0
+
+    def _reconstruct(self, values):
+        return torch.cat([torch.full_like(values[:, :1], torch.nan), values[:, :-1]], dim=1)
+
+
+def test_samples_depend_on_the_seed_alone_and_leave_the_generators_as_found():
+    adapter = DrawingAdapter.tiny()
+    torch.manual_seed(11)
+    expected = torch.randn(2, 3, 4, 1)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    forecast = adapter.forecast(torch.zeros(2, 8, 1), 4, seed=11)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(forecast.samples, expected)
+    assert not torch.equal(adapter.forecast(torch.zeros(2, 8, 1), 4, seed=12).samples, expected)
+    assert adapter.forecast(torch.zeros(2, 8, 1), 4, num_samples=5).samples.shape == (2, 5, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("cls", "num_samples", "message"),
+    [
+        (LineAdapter, 2, "line draws no sample paths: leave out num_samples, got 2"),
+        (DrawingAdapter, 0, "num_samples must be an integer of at least 1, got 0"),
+        (DrawingAdapter, True, "num_samples must be an integer of at least 1, got True"),
+    ],
+)
+def test_a_wrong_number_of_samples_is_refused(cls, num_samples, message):
+    with pytest.raises(ArgumentError, match=message):
+        cls.tiny().forecast(torch.zeros(2, 8, 1), 4, num_samples=num_samples)
+
+
+def test_what_the_mask_hides_is_not_read_and_only_that_is_scored():
+    adapter = DrawingAdapter.tiny()
+    values = torch.arange(8.0).reshape(1, 8, 1) + 1
+    mask = values != 3
+    hidden = torch.where(mask, values, torch.tensor(torch.nan))
+    assert adapter.impute(hidden, mask)[0, 2] == 0
+    assert torch.equal(adapter.impute(hidden, mask)[mask], values[mask])
+    assert adapter.imputation_loss(values, mask) == 9
+
+
+def test_anomalies_are_scored_where_something_is_expected():
+    adapter = DrawingAdapter.tiny()
+    values = torch.arange(8.0).reshape(1, 8, 1) * 2
+    assert adapter.reconstruct(values).isnan().sum() == 1
+    assert adapter.anomaly_loss(values) == 4
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda a, v: LineAdapter.tiny().impute(v, v > 0), "line cannot do imputation: it can do forecast; sff_fast.families"),
+        (lambda a, v: LineAdapter.tiny().reconstruct(v), "line cannot do anomaly: it can do forecast"),
+        (lambda a, v: a.impute(v, v), r"mask must be a bool tensor of the shape \(1, 8, 1\) of the values, got torch.float32"),
+        (lambda a, v: a.impute(v, torch.ones(1, 8, dtype=torch.bool)), r"mask must be .* got torch.bool of shape \(1, 8\)"),
+        (lambda a, v: a.imputation_loss(v, torch.ones_like(v, dtype=torch.bool)), "mask hides no point"),
+        (lambda a, v: a.reconstruct(v[0]), r"values must be a floating-point tensor .* of shape \(8, 1\)"),
+        (lambda a, v: a.anomaly_loss(v[:, :5]), "the length of a window must be at least 8 for this line model, got 5"),
+    ],
+)
+def test_a_window_that_does_not_fit_a_task_is_refused(call, message):
+    with pytest.raises(ArgumentError, match=message):
+        call(DrawingAdapter.tiny(), torch.zeros(1, 8, 1))
 
 
 def test_forecast_restores_the_mode_of_every_module_and_tracks_no_gradient():
@@ -443,6 +566,6 @@ def test_a_foreign_checkpoint_is_refused_with_the_first_differing_names_and_its_
     assert message.endswith("it looks like the family 'timer': choose that one")
     message = refusal(test_data / "chronos-dummy" / "dummy-chronos-model", "timer")
     assert "unexpected (first 'decoder.block.0" in message
-    assert "looks like" not in message
+    assert message.endswith("it looks like the family 'chronos-t5': choose that one")
     message = refusal(test_data / "golden" / "units" / "units.pth", "timer")
     assert "units.pth" in message

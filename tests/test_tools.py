@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import exhaustive
 import kernel_limits
 
-
-def _page(ran: int, selected: int, expression: str = "") -> str:
-    collector = exhaustive.Collector()
-    collector.selected = selected
-    collector.rows = [(f"test {i}", "passed", 1.5, "all finite") for i in range(ran)]
-    return exhaustive.page(collector, 120.0, "the command", expression)
+NAMES = [f"tests/test_exhaustive.py::test_of_the_words[all-{i}]" for i in range(3)]
+ROW = {"outcome": "passed", "seconds": 60.0, "result": "all finite"}
 
 
 def test_the_page_of_the_exhaustive_tests_says_what_has_not_run():
-    assert "3 of 3 tests passed in 2 minutes |" in _page(3, 3)
-    assert "2 of 3 tests passed in 2 minutes; **interrupted: 1 tests have not run**" in _page(2, 3)
-    assert "a part of the tests only" in _page(3, 3, "uniform")
-    assert "| test 0 | passed | 1.5 | all finite |" in _page(1, 1)
-    assert "`the command`" in _page(1, 1)
+    whole = exhaustive.page(dict.fromkeys(NAMES, ROW), NAMES, "abc")
+    assert "| outcome | 3 of 3 tests passed in 3 minutes |" in whole
+    assert "| of the words[all-0] | passed | 60.0 | all finite |" in whole
+    assert "| sources | abc |" in whole
+    part = exhaustive.page({NAMES[0]: ROW, NAMES[1]: {**ROW, "outcome": "failed"}}, NAMES, "abc")
+    assert "| outcome | 1 of 3 tests passed in 2 minutes; **1 have not run** |" in part
+
+
+def test_a_stopped_exhaustive_run_goes_on_with_what_has_not_passed(tmp_path):
+    kept = tmp_path / "rows" / "abc.json"
+    first = exhaustive.Collector(kept)
+    for name, outcome in zip(NAMES, ("passed", "failed")):
+        first.pytest_runtest_logreport(
+            SimpleNamespace(nodeid=name, when="call", outcome=outcome, duration=1.0, user_properties=[("result", "finite")])
+        )
+    second, deselected = exhaustive.Collector(kept), []
+    items = [SimpleNamespace(nodeid=name) for name in NAMES]
+    hook = SimpleNamespace(pytest_deselected=lambda items: deselected.extend(items))
+    second.pytest_collection_modifyitems(SimpleNamespace(hook=hook), items)
+    assert [item.nodeid for item in items] == NAMES[1:]
+    assert [item.nodeid for item in deselected] == NAMES[:1]
+    assert second.rows[NAMES[0]]["result"] == "finite"
+
+
+def test_other_sources_have_another_hash(tmp_path, monkeypatch):
+    before = exhaustive.sources_hash()
+    for name in ("csrc", "sff_fast/backends", "tests"):
+        shutil.copytree(exhaustive.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    monkeypatch.setattr(exhaustive, "ROOT", tmp_path)
+    assert exhaustive.sources_hash() == before
+    (tmp_path / "csrc" / "cpu" / "adamw.cpp").write_text("// another optimizer")
+    assert exhaustive.sources_hash() == before
+    (tmp_path / "csrc" / "core" / "philox.h").write_text("// another generator")
+    assert exhaustive.sources_hash() != before
 
 
 CODE = """vpaddd %ymm0,%ymm1,%ymm2

@@ -88,7 +88,7 @@ class FakeAdapter(Adapter):
             loss = loss if replaced is None else loss * replaced
         return loss
 
-    def _forecast(self, context: torch.Tensor, prediction_length: int) -> Forecast:
+    def _forecast(self, context: torch.Tensor, prediction_length: int, num_samples: int | None) -> Forecast:
         mean = self.model(context).float()
         return Forecast(mean, quantiles={0.5: mean, 0.9: mean + 1})
 

@@ -12,7 +12,6 @@ namespace {
 
 using Wide = __int128;  // strides times sizes must not overflow before they are compared
 
-constexpr int64_t kElementSize[] = {4, 2, 2, 8};
 
 [[noreturn]] void refuse(int64_t index, const std::string& what) {
     throw std::invalid_argument("kernel table, task " + std::to_string(index) + ": " + what);

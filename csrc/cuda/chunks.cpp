@@ -9,7 +9,6 @@
 namespace sff {
 namespace {
 
-constexpr int64_t kElementSize[] = {4, 2, 2, 8};
 constexpr int64_t kShortRow = 128;                    // rows below this many elements are done one element a thread
 constexpr uint64_t kCut = 128;                        // bytes: a cache line, so that only the ends of a run are scalar
 constexpr uint64_t kDrawsAHighWord = 1ull << 34;      // four draws a block, 2^32 blocks

@@ -66,11 +66,13 @@ class Adapter(ABC):
     """One loaded model of a family.
 
     ``loss`` and ``forecast`` take standardised data of any scale; a family that normalises each window does so itself.
-    A subclass sets the class attributes, and implements the abstract methods and ``_loss`` and ``_forecast``.
+    A subclass sets the class attributes, and implements the abstract methods and ``_loss`` and ``_forecast``; one that
+    can do more than forecasting also implements ``_impute`` and ``_imputation_loss``, ``_reconstruct`` and ``_anomaly_loss``.
 
     Attributes:
-        family: Name under which the family is registered.
-        variant: Which of the family's architectures it is; the family's name where there is one only.
+        family: Name of the family.
+        variant: Name of this architecture, unique among all families; the family's name where there is one only.
+        default_variant: Whether it stands for its family where nothing else decides; true for exactly one variant.
         module: Module that the family needs, or None; it is imported when a model is loaded or built.
         package: Name on PyPI of the package that brings ``module``, or None.
         extra: The extra of sff_fast that installs ``package``, or None.
@@ -79,6 +81,7 @@ class Adapter(ABC):
         default_alpha: Share of the pre-trained weights in SFF.
         default_lr: Learning rate for full fine-tuning with Adam.
         default_precision: Precision for fine-tuning, such as ``"fp32"``.
+        default_num_samples: Sample paths in a forecast, or None for a family that draws none.
         marks: Parts of tensor names that only this family's checkpoints have; they tell whose a foreign checkpoint is.
         model: The model. It stays in the mode (train or eval) that the caller puts it in.
         source: Where it was loaded from, or None for a model made from random numbers.
@@ -86,6 +89,7 @@ class Adapter(ABC):
 
     family: ClassVar[str]
     variant: ClassVar[str]
+    default_variant: ClassVar[bool] = True
     module: ClassVar[str | None] = None
     package: ClassVar[str | None] = None
     extra: ClassVar[str | None] = None
@@ -94,6 +98,7 @@ class Adapter(ABC):
     default_alpha: ClassVar[float] = 0.7
     default_lr: ClassVar[float] = 3e-5
     default_precision: ClassVar[str] = "fp32"
+    default_num_samples: ClassVar[int | None] = None
     marks: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: nn.Module, source: Path | None = None, origin: Callable[[], Adapter] | None = None) -> None:
@@ -128,6 +133,18 @@ class Adapter(ABC):
         """
 
     @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a file or folder looks like a checkpoint of this variant, rather than of another one of its family.
+
+        Args:
+            path: What is there; it may be damaged or belong to another family altogether.
+
+        Returns:
+            False by default: the default variant is asked to load what no other one recognises, and says what is wrong.
+        """
+        return False
+
+    @classmethod
     @abstractmethod
     def tiny(cls, seed: int = 0) -> Adapter:
         """A small random model of this family, for tests and trials; the global generators are left alone."""
@@ -144,7 +161,7 @@ class Adapter(ABC):
         """
         if self._origin is None:
             raise ArgumentError(
-                f"this {self.family} model was made in memory and cannot be loaded again: "
+                f"this {self.variant} model was made in memory and cannot be loaded again: "
                 "save it, then load it with sff_fast.load"
             )
         return self._origin()
@@ -175,33 +192,129 @@ class Adapter(ABC):
         self._check_context(context, target.shape[1] if target.dim() == 3 else 0)
         if target.dim() != 3 or target.shape[0] != context.shape[0] or target.shape[2] != context.shape[2]:
             raise ArgumentError(
-                f"{self.family}: target must be [batch, time, channel] as context {tuple(context.shape)} is, "
+                f"{self.variant}: target must be [batch, time, channel] as context {tuple(context.shape)} is, "
                 f"got {tuple(target.shape)}"
             )
         return self._loss(self._place(context), self._place(target))
 
-    def forecast(self, context: Tensor, prediction_length: int) -> Forecast:
+    def forecast(self, context: Tensor, prediction_length: int, *, seed: int = 0, num_samples: int | None = None) -> Forecast:
         """Forecast in eval mode and without gradients; the model's mode is restored afterwards.
 
         Args:
             context: [B, L, C] floating point, on any device.
             prediction_length: Steps H to forecast.
+            seed: Seed of torch's generators for families that draw sample paths; the generators are left as found.
+            num_samples: How many sample paths they draw. Default: ``default_num_samples``.
 
         Returns:
             The forecast, on the model's device, at least float32.
 
         Raises:
-            ArgumentError: The shape or the lengths do not fit the model.
+            ArgumentError: The shape or the lengths do not fit the model, or it draws no samples.
         """
         self._check_context(context, prediction_length)
-        with evaluating(self.model), torch.no_grad():
-            return self._forecast(self._place(context), prediction_length)
+        if self.default_num_samples is None:
+            if num_samples is not None:
+                raise ArgumentError(f"{self.variant} draws no sample paths: leave out num_samples, got {num_samples!r}")
+        elif num_samples is None:
+            num_samples = self.default_num_samples
+        elif not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+            raise ArgumentError(f"num_samples must be an integer of at least 1, got {num_samples!r}")
+        with self._inference(seed):
+            return self._forecast(self._place(context), prediction_length, num_samples)
+
+    def impute(self, values: Tensor, mask: Tensor, *, seed: int = 0) -> Tensor:
+        """Fill in hidden points, in eval mode and without gradients.
+
+        Args:
+            values: [B, L, C] floating point, on any device. What the mask hides is not read.
+            mask: bool [B, L, C], True where a point is observed.
+            seed: Seed of torch's generators; they are left as found.
+
+        Returns:
+            [B, L, C] the model's values at every point, observed ones too, on the model's device, at least float32.
+
+        Raises:
+            ArgumentError: The family cannot impute, or the shapes or the length do not fit the model.
+        """
+        self._check_masked(values, mask)
+        with self._inference(seed):
+            return self._impute(self._hidden(values, mask), self._place(mask))
+
+    def imputation_loss(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error over the hidden points, differentiable; the model's mode decides about dropout.
+
+        Args:
+            values: [B, L, C] the true values, on any device; the model sees none that is hidden.
+            mask: bool [B, L, C], True where a point is observed; at least one is hidden.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ArgumentError: The family cannot impute, nothing is hidden, or the shapes or the length do not fit the model.
+        """
+        self._check_masked(values, mask)
+        if bool(mask.all()):
+            raise ArgumentError(f"{self.variant}: mask hides no point: set it to False where the loss is to be measured")
+        return self._imputation_loss(self._place(values), self._hidden(values, mask), self._place(mask))
+
+    def reconstruct(self, values: Tensor, *, seed: int = 0) -> Tensor:
+        """What the model expects at every point of a window, in eval mode and without gradients.
+
+        Args:
+            values: [B, L, C] floating point, on any device.
+            seed: Seed of torch's generators; they are left as found.
+
+        Returns:
+            [B, L, C], NaN where the family forms no expectation (the first patch of a model that predicts the next one),
+            on the model's device, at least float32.
+
+        Raises:
+            ArgumentError: The family cannot detect anomalies, or the shape or the length do not fit the model.
+        """
+        self._check_window("anomaly", values)
+        with self._inference(seed):
+            return self._reconstruct(self._place(values))
+
+    def anomaly_loss(self, values: Tensor) -> Tensor:
+        """Mean squared error between values and what is expected of them, differentiable.
+
+        Args:
+            values: [B, L, C] floating point, on any device.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ArgumentError: The family cannot detect anomalies, or the shape or the length do not fit the model.
+        """
+        self._check_window("anomaly", values)
+        return self._anomaly_loss(self._place(values))
 
     @abstractmethod
     def _loss(self, context: Tensor, target: Tensor) -> Tensor: ...
 
     @abstractmethod
-    def _forecast(self, context: Tensor, prediction_length: int) -> Forecast: ...
+    def _forecast(self, context: Tensor, prediction_length: int, num_samples: int | None) -> Forecast: ...
+
+    def _impute(self, values: Tensor, mask: Tensor) -> Tensor:
+        """The model's values at every point; hidden ``values`` are zero."""
+        raise NotImplementedError
+
+    def _imputation_loss(self, truth: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """By default the error of :meth:`_impute` over the hidden points; hidden ``values`` are zero, ``truth`` has all."""
+        return (self._impute(values, mask) - truth)[~mask].square().mean()
+
+    def _reconstruct(self, values: Tensor) -> Tensor:
+        """What is expected at every point."""
+        raise NotImplementedError
+
+    def _anomaly_loss(self, values: Tensor) -> Tensor:
+        """By default the error of :meth:`_reconstruct` where it expects anything."""
+        expected = self._reconstruct(values)
+        known = ~expected.isnan()
+        return (expected[known] - values[known]).square().mean()
 
     # --- description ------------------------------------------------------------------------------------------------
 
@@ -209,6 +322,14 @@ class Adapter(ABC):
     @abstractmethod
     def limits(self) -> Limits:
         """The lengths that this model accepts."""
+
+    def limits_for(self, task: str) -> Limits:
+        """The lengths that this model accepts for a task.
+
+        Args:
+            task: One of ``tasks``.
+        """
+        return self.limits
 
     @abstractmethod
     def head_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -249,28 +370,15 @@ class Adapter(ABC):
         Raises:
             ArgumentError: A length is not accepted; the message names those that are.
         """
-        limits = self.limits
         for name, value in (("context_length", context_length), ("prediction_length", prediction_length)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ArgumentError(f"{name} must be an integer of at least 1, got {value!r}")
-        least, most, step = limits.min_context, limits.max_context, limits.multiple_of
-        if least == most != context_length:
-            raise ArgumentError(
-                f"context_length must be {least}, which this {self.family} model was made for, got {context_length}"
-            )
-        if context_length < least:
-            raise ArgumentError(f"context_length must be at least {least} for this {self.family} model, got {context_length}")
-        if most is not None and context_length > most:
-            raise ArgumentError(f"context_length must be at most {most} for this {self.family} model, got {context_length}")
-        if context_length % step:
-            below, above = context_length // step * step, -(-context_length // step) * step
-            choice = f"{below} or {above}" if most is None or above <= most else f"{below}"
-            raise ArgumentError(
-                f"context_length must be a multiple of {step} for this {self.family} model, got {context_length}: use {choice}"
-            )
+        limits = self.limits
+        self._check_length("context_length", context_length, limits)
         if limits.max_prediction is not None and prediction_length > limits.max_prediction:
             raise ArgumentError(
-                f"prediction_length must be at most {limits.max_prediction} for this {self.family} model, got {prediction_length}"
+                f"prediction_length must be at most {limits.max_prediction} for this {self.variant} model, "
+                f"got {prediction_length}"
             )
 
     # --- for subclasses ---------------------------------------------------------------------------------------------
@@ -278,10 +386,58 @@ class Adapter(ABC):
     def _check_context(self, context: Tensor, prediction_length: int) -> None:
         if context.dim() != 3 or not context.is_floating_point():
             raise ArgumentError(
-                f"{self.family}: context must be a floating-point tensor [batch, time, channel], "
+                f"{self.variant}: context must be a floating-point tensor [batch, time, channel], "
                 f"got {context.dtype} of shape {tuple(context.shape)}"
             )
         self.check_lengths(context.shape[1], prediction_length)
+
+    def _check_window(self, task: str, values: Tensor) -> None:
+        if task not in self.tasks:
+            raise ArgumentError(
+                f"{self.variant} cannot do {task}: it can do {', '.join(sorted(self.tasks))}; "
+                "sff_fast.families() lists what the others can"
+            )
+        if values.dim() != 3 or not values.is_floating_point():
+            raise ArgumentError(
+                f"{self.variant}: values must be a floating-point tensor [batch, time, channel], "
+                f"got {values.dtype} of shape {tuple(values.shape)}"
+            )
+        self._check_length("the length of a window", values.shape[1], self.limits_for(task))
+
+    def _check_masked(self, values: Tensor, mask: Tensor) -> None:
+        self._check_window("imputation", values)
+        if mask.dtype != torch.bool or mask.shape != values.shape:
+            raise ArgumentError(
+                f"{self.variant}: mask must be a bool tensor of the shape {tuple(values.shape)} of the values, "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+            )
+
+    def _check_length(self, name: str, length: int, limits: Limits) -> None:
+        least, most, step = limits.min_context, limits.max_context, limits.multiple_of
+        if least == most != length:
+            raise ArgumentError(f"{name} must be {least}, which this {self.variant} model was made for, got {length}")
+        if length < least:
+            raise ArgumentError(f"{name} must be at least {least} for this {self.variant} model, got {length}")
+        if most is not None and length > most:
+            raise ArgumentError(f"{name} must be at most {most} for this {self.variant} model, got {length}")
+        if length % step:
+            below, above = length // step * step, -(-length // step) * step
+            choice = f"{below} or {above}" if most is None or above <= most else f"{below}"
+            raise ArgumentError(f"{name} must be a multiple of {step} for this {self.variant} model, got {length}: use {choice}")
+
+    def _hidden(self, values: Tensor, mask: Tensor) -> Tensor:
+        """The values with zero wherever the mask hides them: not even NaN gets through."""
+        return self._place(torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)))
+
+    @contextlib.contextmanager
+    def _inference(self, seed: int) -> Iterator[None]:
+        """Eval mode, no gradients, and torch's generators seeded; all as before when the block ends."""
+        device = next(self.model.parameters()).device
+        accelerators = [] if device.type == "cpu" else [device]
+        kind = "cuda" if device.type == "cpu" else device.type
+        with evaluating(self.model), torch.no_grad(), torch.random.fork_rng(devices=accelerators, device_type=kind):
+            torch.manual_seed(seed)
+            yield
 
     def _place(self, tensor: Tensor) -> Tensor:
         return tensor.to(next(self.model.parameters()).device, non_blocking=True)

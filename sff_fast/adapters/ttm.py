@@ -195,7 +195,7 @@ class TTMAdapter(Adapter):
             target = nn.functional.pad(target, (0, 0, 0, horizon - length))
         return self.model(**inputs, future_values=target.to(self.model.dtype), return_dict=True).loss
 
-    def _forecast(self, context: Tensor, prediction_length: int) -> Forecast:
+    def _forecast(self, context: Tensor, prediction_length: int, num_samples: int | None) -> Forecast:
         output = self.model(**self._inputs(context), return_dict=True)
         mean = _at_least_float32(output.prediction_outputs[:, :prediction_length])
         if output.quantile_outputs is None:

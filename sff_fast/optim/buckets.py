@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from sff_fast.errors import ArgumentError
 from sff_fast.stream import ROUND, stream_id
 
-from . import kernels, reference
+from . import kernels, reference, shards
 from .state import assign, check_state, state_shapes
 from .task import ADAMW_DTYPE, COMPENSATED, NEAREST, PARAM_DTYPES, STATE_TYPES, STOCHASTIC, set_coefficients
 
@@ -49,10 +49,16 @@ def check_parameter(label: str, p: torch.Tensor, group: Mapping[str, object]) ->
     Raises:
         ArgumentError: Naming the parameter.
     """
-    if is_traceable_wrapper_subclass(p):
+    if is_traceable_wrapper_subclass(p) and not shards.is_sharded(p):
         raise ArgumentError(
-            f"parameter {label} is a {type(p.data).__name__}: expected an ordinary tensor, give others to torch.optim.AdamW"
+            f"parameter {label} is a {type(p.data).__name__}: expected an ordinary tensor or a DTensor, "
+            "give others to torch.optim.AdamW"
         )
+    if shards.has_pending_sum(p):
+        raise ArgumentError(
+            f"parameter {label} is a DTensor with the placements {tuple(p.placements)}: expected Shard and Replicate alone"
+        )
+    p = shards.local(p)
     if p.layout is not torch.strided or p.dtype not in PARAM_DTYPES:
         kind = p.dtype if p.layout is torch.strided else p.layout
         raise ArgumentError(
@@ -68,11 +74,11 @@ def check_parameter(label: str, p: torch.Tensor, group: Mapping[str, object]) ->
 
 
 class Bucket:
-    """Some parameters of one group, dtype and device.
+    """Some parameters of one group, dtype, device and layout.
 
     Args:
         group: The parameter group; its options are read at every step.
-        params: The parameters.
+        params: The parameters; of a DTensor this process's shard is what everything here is about.
         labels: For each its name, or its number in the optimizer as text.
     """
 
@@ -80,7 +86,8 @@ class Bucket:
         self.group = group
         self.params = list(params)
         self.labels = list(labels)
-        self.dtype, self.device = params[0].dtype, params[0].device
+        parts = [shards.local(p) for p in params]
+        self.dtype, self.device, self.layout = parts[0].dtype, parts[0].device, shards.layout_of(params[0])
         self.steps = torch.zeros(len(params), dtype=torch.float32)
         self.amsgrad = bool(group["amsgrad"])
         self.storing = NEAREST
@@ -88,10 +95,10 @@ class Bucket:
             self.storing = COMPENSATED
         elif self.dtype == torch.bfloat16 and group["stochastic_rounding"]:
             self.storing = STOCHASTIC
-        self._elements = [p.numel() for p in params]
-        self._contiguous = [p.is_contiguous() for p in params]
-        self._strides = [p.stride() for p in params]
-        self._shapes = [p.shape for p in params]
+        self._elements = [p.numel() for p in parts]
+        self._contiguous = [p.is_contiguous() for p in parts]
+        self._strides = [p.stride() for p in parts]
+        self._shapes = [p.shape for p in parts]
         self._views: dict[int, dict[str, torch.Tensor]] = {}
         self._allocate()
         self._make_table()
@@ -116,13 +123,14 @@ class Bucket:
 
     def _make_table(self) -> None:
         table = np.zeros(len(self.params), ADAMW_DTYPE)
-        table["param"] = [p.data_ptr() for p in self.params]
+        table["param"] = [shards.local(p).data_ptr() for p in self.params]
         table["elements"] = self._elements
         table["param_dtype"] = PARAM_DTYPES[self.dtype]
         table["state_type"] = STATE_TYPES[self.group["state_dtype"]]
         table["storing"] = self.storing
         if self.storing == STOCHASTIC:
-            table["round_stream"] = [stream_id(label, ROUND) for label in self.labels]
+            labels = [shards.label_of(label, p) for label, p in zip(self.labels, self.params)]
+            table["round_stream"] = [stream_id(label, ROUND) for label in labels]
         for name in self.flat:
             table[name] = [part[name].data_ptr() for part in self._parts]
         self.table = table
@@ -149,6 +157,7 @@ class Bucket:
         Returns:
             The state of parameter i.
         """
+        source = {name: shards.local(value) for name, value in source.items()}
         check_state(self.labels[i], self._shapes[i], source, self.amsgrad)
         state = self.state(i)
         state["step"].fill_(float(source["step"]))
@@ -173,6 +182,12 @@ class Bucket:
             grad = p.grad
             if grad is None:
                 continue
+            if shards.layout_of(grad) != self.layout:
+                raise ArgumentError(
+                    f"the gradient of parameter {self.labels[i]} is spread as {shards.layout_of(grad)}, the parameter as "
+                    f"{self.layout}: redistribute it before the step"
+                )
+            p, grad = shards.local(p), shards.local(grad)
             if p.dtype != self.dtype or p.device != self.device or p.shape != self._shapes[i]:
                 raise ArgumentError(
                     f"parameter {self.labels[i]} is {p.dtype} {tuple(p.shape)} on {p.device} now, its state was made for "
@@ -192,12 +207,12 @@ class Bucket:
         return np.array(active, np.int64), grads
 
     def _find_moved(self) -> None:
-        addresses = np.array([p.data_ptr() for p in self.params], np.uint64)
+        addresses = np.array([shards.local(p).data_ptr() for p in self.params], np.uint64)
         moved = np.nonzero(addresses != self.table["param"])[0]
         if not len(moved):
             return
         for i in moved.tolist():
-            p = self.params[i]
+            p = shards.local(self.params[i])
             if p.stride() != self._strides[i]:
                 raise ArgumentError(
                     f"parameter {self.labels[i]} has the strides {p.stride()} now, its state was made for {self._strides[i]}: "
@@ -224,14 +239,24 @@ class Bucket:
     def run_reference(self, active: np.ndarray, grads: Sequence[torch.Tensor], table: np.ndarray) -> None:
         """The step in plain torch."""
         for i, grad, task in zip(active.tolist(), grads, table):
-            reference.step(self._flat_view(i, self.params[i].detach()), self._flat_view(i, grad), self._parts[i], task)
+            param = shards.local(self.params[i]).detach()
+            reference.step(self._flat_view(i, param), self._flat_view(i, grad), self._parts[i], task)
+
+    def squares(self, i: int) -> float:
+        """Sum of the squares of the gradient of parameter i, in float64; of this process's shard alone."""
+        grad = shards.local(self.params[i].grad)
+        if not (self.native and grad.dtype == self.dtype and is_dense(grad)):
+            return reference.sum_of_squares(grad)
+        table = self.table[i : i + 1].copy()
+        table["grad"] = grad.data_ptr()
+        return kernels.sum_of_squares(table, self.device)
 
     def _flat_view(self, i: int, x: torch.Tensor) -> torch.Tensor:
         return x.as_strided((self._elements[i],), (1,), x.storage_offset())
 
 
 def make_buckets(group: dict[str, object], labels: Sequence[str], limit: int) -> list[Bucket]:
-    """Cut a group into buckets of consecutive parameters of one dtype and device.
+    """Cut a group into buckets of consecutive parameters of one dtype, device and layout.
 
     Args:
         group: The parameter group.
@@ -252,8 +277,9 @@ def make_buckets(group: dict[str, object], labels: Sequence[str], limit: int) ->
 
     for i, p in enumerate(params):
         check_parameter(labels[i], p, group)
-        width = p.numel() * p.element_size()
-        alike = part and params[part[0]].dtype == p.dtype and params[part[0]].device == p.device
+        width = shards.local(p).numel() * p.element_size()
+        first = params[part[0]] if part else p
+        alike = (first.dtype, first.device) == (p.dtype, p.device) and shards.layout_of(first) == shards.layout_of(p)
         if part and (not alike or size + width > limit):
             close()
             part, size = [], 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -12,20 +13,45 @@ from sff_fast import backends
 from sff_fast.backends import reference as stream_reference
 from sff_fast.errors import ArgumentError
 
-from . import kernels, reference
+from . import kernels, reference, shards
 from .buckets import Bucket, make_buckets
-from .options import check_max_norm, check_options
+from .options import check_clipping, check_options
 from .release import GradientRelease
-from .task import clipping
+from .replay import replayed_generators
 from .torch_state import match_groups, merged_group, torch_state_dict
 
 BUCKET_BYTES = 32 << 20
 """Bytes of parameters in a bucket: what release_gradients holds at once, besides the layer in flight."""
 
-_Part = tuple[Bucket, np.ndarray, list[torch.Tensor], np.ndarray]
-"""A bucket, its parameters that have a gradient, these gradients, and their part of the kernel table."""
+_OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes")
 
-_OWN = ("max_norm", "release_gradients", "grad_norm", "bucket_bytes")
+
+Part = tuple[Bucket, np.ndarray, list[torch.Tensor], np.ndarray]
+"""A bucket, its parameters that have a gradient, these gradients, and the kernel table."""
+
+
+def norm_of(squares: list[tuple[shards.Layout, float]]) -> float:
+    """The norm of gradients, from sums of squares of this process's shards and how these are spread."""
+    sums: dict[shards.Layout, list[float]] = {}
+    for layout, value in squares:
+        sums.setdefault(layout, []).append(value)
+    return math.sqrt(math.fsum(shards.sum_over_shards(layout, math.fsum(values)) for layout, values in sums.items()))
+
+
+def _by_device(parts: list[Part]) -> dict[torch.device, np.ndarray]:
+    """One table for each device whose buckets the compiled kernels run."""
+    tables: dict[torch.device, list[np.ndarray]] = {}
+    for bucket, _, _, table in parts:
+        if bucket.native:
+            tables.setdefault(bucket.device, []).append(table)
+    return {device: np.concatenate(some) if len(some) > 1 else some[0] for device, some in tables.items()}
+
+
+def _on_one_gpu(parts: list[Part]) -> bool:
+    """Whether the norm of all gradients can stay on the device that the step runs on."""
+    devices = {bucket.device for bucket, *_ in parts}
+    whole = all(bucket.native and bucket.layout is None for bucket, *_ in parts)
+    return whole and len(devices) == 1 and kernels.clips(devices.pop())
 
 
 class FusedAdamW(torch.optim.Optimizer):
@@ -47,11 +73,13 @@ class FusedAdamW(torch.optim.Optimizer):
             dtype. Default None.
         release_gradients: Step inside the backward pass, a bucket at a time, and free the gradients; ``step()`` then only
             does what is left. Default False.
-        max_norm: Clip the gradient by its global norm, as ``torch.nn.utils.clip_grad_norm_`` but without writing it.
-            Default None: do not.
+        max_norm: Clip the gradient by its norm, as ``torch.nn.utils.clip_grad_norm_`` but without writing it. Default None:
+            do not.
+        clip: The norm that ``max_norm`` bounds: ``"global"`` (default), that of all gradients, which with
+            release_gradients needs :meth:`backward`; or ``"bucket"``, that of each bucket for itself.
         bucket_bytes: Bytes of parameters a bucket holds. Default 32 MiB.
 
-    Every option but ``max_norm``, ``release_gradients`` and ``bucket_bytes`` may differ from group to group.
+    Every option but ``max_norm``, ``clip``, ``release_gradients`` and ``bucket_bytes`` may differ from group to group.
 
     Raises:
         ArgumentError: An option or a parameter is not what it must be.
@@ -79,6 +107,7 @@ class FusedAdamW(torch.optim.Optimizer):
         compensation: str | None = None,
         release_gradients: bool = False,
         max_norm: float | None = None,
+        clip: str = "global",
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         defaults = {
@@ -94,11 +123,12 @@ class FusedAdamW(torch.optim.Optimizer):
             "compensation": compensation,
         }
         check_options(defaults)
-        check_max_norm(max_norm, release_gradients)
+        check_clipping(max_norm, clip)
         if bucket_bytes < 1:
             raise ArgumentError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
-        self.max_norm, self.release_gradients, self.bucket_bytes = max_norm, release_gradients, bucket_bytes
-        self._norm: float | torch.Tensor | None = None
+        self.max_norm, self.clip = max_norm, clip
+        self.release_gradients, self.bucket_bytes = release_gradients, bucket_bytes
+        self._grad_norm: float | torch.Tensor | None = None
         self._forget_buckets()
         super().__init__(params, defaults)
         if release_gradients:
@@ -106,12 +136,12 @@ class FusedAdamW(torch.optim.Optimizer):
 
     @property
     def grad_norm(self) -> float | None:
-        """Norm of the last step's gradients where ``max_norm`` is set, else None. Reading it waits for a GPU."""
-        return None if self._norm is None else float(self._norm)
+        """Norm of the last step's gradients where ``max_norm`` bounds it for all of them. Reading it waits for a GPU."""
+        return None if self._grad_norm is None else float(self._grad_norm)
 
     @grad_norm.setter
     def grad_norm(self, value: float | None) -> None:
-        self._norm = value
+        self._grad_norm = value
 
     # ------------------------------------------------------------------ life
     def add_param_group(self, param_group: dict[str, object]) -> None:
@@ -142,9 +172,10 @@ class FusedAdamW(torch.optim.Optimizer):
         """Buckets are made when they are needed, and take over what ``self.state`` holds."""
         self._bucketed: list[tuple[dict[str, object], list[torch.Tensor], list[Bucket]]] = []
         self._release: GradientRelease | None = None
+        self._measured = False  # whether grad_norm is that of the gradients to come
 
     def _release_now(self) -> None:
-        self._release = GradientRelease(self._run, self._buckets)
+        self._release = GradientRelease(self._run_released, self._buckets)
         self._release.attach()
 
     def _buckets(self) -> list[Bucket]:
@@ -210,6 +241,40 @@ class FusedAdamW(torch.optim.Optimizer):
         self._run(self._buckets(), 1.0 if grad_scale is None else 1.0 / float(grad_scale))
         return loss
 
+    def backward(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Forward and backward pass of one step; with release_gradients and global clipping twice.
+
+        Where gradients are freed before the last one is there, their norm is not known in time: a first pass measures it
+        and changes nothing, a second one steps. torch's random generators are replayed, so that both see the same dropout;
+        what else the closure changes (buffers of batch norm) is the caller's to put back. Gradients that were accumulated
+        before are whole anyway: then there is one pass, and :meth:`step` clips and steps.
+
+        Args:
+            closure: Computes the loss; it does not call backward.
+
+        Returns:
+            The loss, detached.
+        """
+        if self._release is not None and self._clips_globally and not self._release.is_accumulating:
+            if any(p.grad is not None for group in self.param_groups for p in group["params"]):
+                with self._release.accumulating():
+                    return self.backward(closure)
+            with replayed_generators({p.device for group in self.param_groups for p in group["params"]}):
+                with self._release.measuring() as squares:
+                    closure().backward()
+                self.grad_norm = norm_of(squares)
+            self._measured = True
+        try:
+            loss = closure()
+            loss.backward()
+        finally:
+            self._measured = False
+        return loss.detach()
+
+    @property
+    def _clips_globally(self) -> bool:
+        return self.max_norm is not None and self.clip == "global"
+
     def stop_releasing(self) -> None:
         """Take the hooks of release_gradients off the parameters: from now on ``step()`` does the whole step."""
         if self._release is not None:
@@ -245,31 +310,60 @@ class FusedAdamW(torch.optim.Optimizer):
         parts = [
             (bucket, active, grads, bucket.tasks(active, grads, grad_scale, self._decoupled)) for bucket, active, grads in work
         ]
-        tables = _by_device(parts)
-        if self.max_norm is not None and len(tables) == 1 and all(bucket.native for bucket, *_ in parts):
-            ((device, table),) = tables.items()
-            self._norm = kernels.clipped_step(table, device, grad_scale, self.max_norm)
+        if self._clips_globally and not self._measured and _on_one_gpu(parts):
+            ((device, table),) = _by_device(parts).items()
+            self._grad_norm = kernels.clipped_step(table, device, grad_scale, self.max_norm)
         else:
-            if self.max_norm is not None:
-                self._clip(parts, tables, grad_scale)
+            self._clip(parts, grad_scale)
             for device, table in _by_device(parts).items():
                 kernels.step(table, device)
-        torch.autograd.graph.increment_version(
-            [bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()]
-        )
+        stepped = [bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()]
+        torch.autograd.graph.increment_version(stepped)
+        torch.autograd.graph.increment_version([shards.local(p) for p in stepped if shards.is_sharded(p)])
         for bucket, active, grads, table in parts:
             if not bucket.native:
                 backends.choose("auto", bucket.device)  # says once that the slow way is taken, and why
                 with stream_reference._calling_thread_alone():
                     bucket.run_reference(active, grads, table)
 
-    def _clip(self, parts: list[_Part], tables: dict[torch.device, np.ndarray], grad_scale: float) -> None:
+    def _run_released(self, buckets: list[Bucket], in_backward: bool) -> None:
+        """The step of buckets whose gradients are freed afterwards."""
+        if in_backward and self._clips_globally and not self._measured:
+            raise ArgumentError(
+                "max_norm with release_gradients=True needs the norm before the gradients are freed: "
+                "call optimizer.backward(closure) instead of loss.backward(), or use clip='bucket'"
+            )
+        self._run(buckets)
+
+    def _clip(self, parts: list[Part], grad_scale: float) -> None:
+        """Scale the gradients of all tables as max_norm asks."""
+        if self._measured:
+            self._scale(parts, self.grad_norm)
+        elif self._clips_globally:
+            self.grad_norm = self._norm(parts) * grad_scale
+            self._scale(parts, self.grad_norm)
+        elif self.max_norm is not None:
+            for part in parts:
+                self._scale([part], self._norm([part]) * grad_scale)
+
+    def _norm(self, parts: list[Part]) -> float:
+        """Norm of the gradients of all tables."""
+        squares = [(b.layout, reference.sum_of_squares(g)) for b, _, grads, _ in parts if not b.native for g in grads]
+        native: dict[shards.Layout, list[Part]] = {}
+        for part in parts:
+            if part[0].native:
+                native.setdefault(part[0].layout, []).append(part)
+        # One call over the tables of all buckets: its bits do not depend on how parameters are cut into buckets.
+        for layout, some in native.items():
+            squares += [(layout, kernels.sum_of_squares(table, device)) for device, table in _by_device(some).items()]
+        return norm_of(squares)
+
+    def _scale(self, parts: list[Part], norm: float) -> None:
         """Scale the gradients of all tables to at most max_norm, as ``torch.nn.utils.clip_grad_norm_`` would."""
-        total = sum(reference.sum_of_squares(g) for bucket, _, grads, _ in parts if not bucket.native for g in grads)
-        total += sum(kernels.sum_of_squares(table, device) for device, table in tables.items())
-        self._norm, factor = clipping(total, grad_scale, self.max_norm)
-        for _, _, _, table in parts:
-            table["grad_scale"] *= factor
+        coefficient = self.max_norm / (norm + 1e-6)
+        if not coefficient >= 1.0:  # NaN too: it belongs into the parameters, as with torch
+            for _, _, _, table in parts:
+                table["grad_scale"] *= np.float32(coefficient)
 
     # ------------------------------------------------------------------ state dicts
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
@@ -340,12 +434,3 @@ class FusedAdam(FusedAdamW):
         **options: object,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, **options)
-
-
-def _by_device(parts: list[_Part]) -> dict[torch.device, np.ndarray]:
-    """One table for each device whose buckets the compiled kernels run."""
-    tables: dict[torch.device, list[np.ndarray]] = {}
-    for bucket, _, _, table in parts:
-        if bucket.native:
-            tables.setdefault(bucket.device, []).append(table)
-    return {device: np.concatenate(some) if len(some) > 1 else some[0] for device, some in tables.items()}

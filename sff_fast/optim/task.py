@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -56,19 +55,3 @@ def set_coefficients(
     table["step_size"] = lr / (1.0 - beta1**count)
     key = np.uint64(int(options["seed"])) + count.astype(np.uint64) * _GOLDEN
     table["round_seed"], table["dither"] = key, key >> np.uint64(32)
-
-
-def clipping(total: float, grad_scale: float, max_norm: float) -> tuple[float, np.float32]:
-    """Norm and factor of clipping, ``clipping`` of csrc/core/adamw.h.
-
-    Args:
-        total: Sum of squares of all gradients.
-        grad_scale: What gradients are multiplied by.
-        max_norm: The largest norm.
-
-    Returns:
-        The norm, and what gradients are multiplied by besides: 1 where the norm is small enough, NaN where it is NaN.
-    """
-    norm = math.sqrt(total) * grad_scale
-    factor = max_norm / (norm + 1e-6)
-    return norm, np.float32(1.0 if factor >= 1.0 else factor)

@@ -82,7 +82,8 @@ def evaluate_windows(
     with seeded(0, device):
         for indices in torch.arange(len(windows)).split(batch_size):
             batch = windows.batch(indices)
-            prediction = adapter.forecast(batch.context.to(device), data.prediction_length).mean
+            # A seed of its own for each batch: errors of sampled forecasts must not be the same in all of them.
+            prediction = adapter.forecast(batch.context.to(device), data.prediction_length, seed=int(indices[0])).mean
             metrics.update(prediction, batch.target, batch.channel, batch.index)
             progress.update(len(indices), stage=part)
             stop.check()
