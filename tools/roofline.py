@@ -59,7 +59,7 @@ def _named(found, dtype, unit):
     """The loops with one block for four elements, by what they draw."""
     for truncated in (False, True):
         for loop in found[dtype, False, truncated]:
-            if 4 * round(loop.count(r"IMAD\.WIDE\.U32") / 19) == unit:
+            if 4 * round(loop.count(r"IMAD\.WIDE\.U32") / 18) == unit:
                 roots = loop.count("MUFU")
                 plain, rooted = ("truncated normal", "truncated normal, tails") if truncated else ("uniform", "normal")
                 yield rooted if roots else plain, loop
