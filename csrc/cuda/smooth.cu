@@ -188,14 +188,14 @@ __device__ __forceinline__ void do_run(const Launch& launch, const Task& task, c
                {task.p[0], task.p[1]}};
     philox_stream(task.stream, static_cast<uint32_t>(chunk.draw >> 34), run.draw_key);
     if constexpr (Truncated) {
-        return task.p[7] != 0 ? run_kind<T, Stochastic, kTruncNormalTail>(run) : run_kind<T, Stochastic, kTruncNormal>(run);
-    } else {
-        switch (task.distribution) {
-            case kConstant: return run_kind<T, Stochastic, kConstant>(run);
-            case kTable: return run_kind<T, Stochastic, kTable>(run);
-            case kUniform: return run_kind<T, Stochastic, kUniform>(run);
-            default: return run_kind<T, Stochastic, kNormal>(run);
-        }
+        if (task.distribution == kTruncNormal)
+            return task.p[7] != 0 ? run_kind<T, Stochastic, kTruncNormalTail>(run) : run_kind<T, Stochastic, kTruncNormal>(run);
+    }
+    switch (task.distribution) {
+        case kConstant: return run_kind<T, Stochastic, kConstant>(run);
+        case kTable: return run_kind<T, Stochastic, kTable>(run);
+        case kUniform: return run_kind<T, Stochastic, kUniform>(run);
+        default: return run_kind<T, Stochastic, kNormal>(run);
     }
 }
 
@@ -233,10 +233,11 @@ __device__ void do_scattered(const Launch& launch, const Task& task, uint64_t at
     *element = smoothed<T, Stochastic>(*element, factors, r, ((logical & 1) != 0 ? halves[0] >> 16 : halves[0]) & 0xffffu);
 }
 
-// Blocks of a multiprocessor that the registers are cut for: 75 % of its threads; five eighths for truncated normals, and for
-// fp64, whose units are twice as wide; half for both of these and for stochastic rounding. With fewer registers each would spill.
+// Blocks of a multiprocessor that the registers are cut for: 75 % of its threads; five eighths with truncated normals among the
+// draws, and for fp64, whose units are twice as wide; half for both of these and for stochastic rounding, three eighths for that with
+// truncated normals. With fewer registers each would spill.
 template <class T, bool Stochastic, bool Truncated>
-constexpr int kResident = Stochastic || (Truncated && sizeof(T) == 8) ? 4 : Truncated || sizeof(T) == 8 ? 5 : 6;
+constexpr int kResident = Stochastic ? (Truncated ? 3 : 4) : Truncated ? (sizeof(T) == 8 ? 4 : 5) : sizeof(T) == 8 ? 5 : 6;
 
 template <class T, bool Stochastic, bool Truncated>
 __global__ void __launch_bounds__(kThreads, (kResident<T, Stochastic, Truncated>)) smooth_kernel(const Launch launch) {
