@@ -18,7 +18,7 @@ models-env: $(MODELS_ENV)  ## add the packages of the model families (1.8 GB); P
 
 cuda-tools: .venv/.cuda  ## add what the tests read CUDA machine code with, and nvcc where the machine has none
 
-gpu-check: setup models-env  ## on a machine with a GPU: build, run the CUDA tests, compare 1e9 elements, measure bandwidth
+gpu-check: setup  ## on a machine with a GPU, offline after setup: build, CUDA tests, 1e9 elements against the CPU, bandwidth
 	SFF_FAST_CUDA=on $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	PYTHONPATH=tests $(BIN)/python tools/gpu_check.py
 
@@ -28,7 +28,7 @@ demo: setup  ## zero-shot, from scratch, full and smoothed fine-tuning on real w
 test: setup .venv/.models cuda-tools-if-can  ## the test suite, with nvcc's code where nvcc is there or can be had
 	$(PYTEST) -m "not slow and not exhaustive"
 
-test-slow: setup .venv/.models cuda-tools  ## builds, sanitizers, machine code, kills
+test-slow: setup .venv/.models cuda-tools  ## builds, sanitizers, more sizes, kills
 	$(PYTEST) -m slow
 
 test-exhaustive: setup  ## all input words, 1e8 elements and draws (half an hour or more); writes docs/exhaustive.md

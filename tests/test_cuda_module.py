@@ -76,7 +76,7 @@ def test_a_table_runs_any_number_of_times_with_the_references_bits(device, dtype
 
 def _on_the_module(monkeypatch):
     monkeypatch.setattr(kernels, "step", optim_cuda.step)
-    monkeypatch.setattr(kernels, "clipped_step", optim_cuda.clipped_step)
+    monkeypatch.setattr(kernels, "clips", lambda device: True)
     monkeypatch.setattr(kernels, "sum_of_squares", optim_cuda.sum_of_squares)
 
 
@@ -146,6 +146,18 @@ def test_a_launch_that_fails_names_the_cuda_error(device, monkeypatch):
     monkeypatch.setattr(cuda, "index", lambda device: 5)
     with pytest.raises(BackendError, match=r"cudaSetDevice\(5\): cudaErrorInvalidValue \(invalid argument\)"):
         optim_cuda.step(rows, device)
+
+
+def test_a_gpu_whose_architecture_is_not_compiled_is_refused_by_name(device, monkeypatch):
+    names = {name: getattr(cuda._cuda, name) for name in dir(cuda._cuda) if not name.startswith("__")}
+    names["why_not"] = lambda index: "cudaErrorNoKernelImageForDevice: no kernel image"
+    monkeypatch.setattr(cuda, "_cuda", types.SimpleNamespace(**names))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    made = tables.arrays(torch.float32, NEAREST, "float32", False, 8)
+    before = tables.copy(made)
+    with pytest.raises(BackendError, match=r"is of architecture sm_75, the CUDA kernels are compiled for the shim and later"):
+        optim_cuda.step(tables.table([made], NEAREST, "float32"), device)
+    tables.assert_equal_bits(made, before)
 
 
 def test_a_module_of_another_version_is_refused(device, monkeypatch):

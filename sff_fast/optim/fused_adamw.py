@@ -19,7 +19,6 @@ from .offload import OffloadedBucket, Pipe
 from .options import check_clipping, check_options
 from .release import GradientRelease
 from .replay import replayed_generators
-from .task import clip_factor
 from .torch_state import match_groups, merged_group, torch_state_dict
 
 BUCKET_BYTES = 32 << 20
@@ -38,6 +37,22 @@ def norm_of(squares: list[tuple[shards.Layout, float]]) -> float:
     for layout, value in squares:
         sums.setdefault(layout, []).append(value)
     return math.sqrt(math.fsum(shards.sum_over_shards(layout, math.fsum(values)) for layout, values in sums.items()))
+
+
+def _by_device(parts: list[Part]) -> dict[torch.device, np.ndarray]:
+    """One table for each device whose buckets the compiled kernels run."""
+    tables: dict[torch.device, list[np.ndarray]] = {}
+    for bucket, _, _, table in parts:
+        if bucket.native:
+            tables.setdefault(bucket.device, []).append(table)
+    return {device: np.concatenate(some) if len(some) > 1 else some[0] for device, some in tables.items()}
+
+
+def _on_one_gpu(parts: list[Part]) -> bool:
+    """Whether the norm of all gradients can stay on the device that the step runs on."""
+    devices = {bucket.device for bucket, *_ in parts}
+    whole = all(bucket.native and bucket.layout is None for bucket, *_ in parts)
+    return whole and len(devices) == 1 and kernels.clips(devices.pop())
 
 
 class FusedAdamW(torch.optim.Optimizer):
@@ -118,7 +133,7 @@ class FusedAdamW(torch.optim.Optimizer):
             raise ArgumentError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
         self.max_norm, self.clip = max_norm, clip
         self.release_gradients, self.bucket_bytes, self.offload = release_gradients, bucket_bytes, offload
-        self._norm: float | torch.Tensor | None = None  # global, of the last step, where max_norm bounds it
+        self._grad_norm: float | torch.Tensor | None = None  # global, of the last step, where max_norm bounds it
         self._forget_buckets()
         super().__init__(params, defaults)
         if release_gradients:
@@ -126,12 +141,12 @@ class FusedAdamW(torch.optim.Optimizer):
 
     @property
     def grad_norm(self) -> float | None:
-        """Norm of the last step's gradients where ``max_norm`` is set, else None. Reading it waits for a GPU."""
-        return None if self._norm is None else float(self._norm)
+        """Norm of the last step's gradients where ``max_norm`` bounds it for all of them. Reading it waits for a GPU."""
+        return None if self._grad_norm is None else float(self._grad_norm)
 
     @grad_norm.setter
     def grad_norm(self, value: float | None) -> None:
-        self._norm = value
+        self._grad_norm = value
 
     # ------------------------------------------------------------------ life
     def add_param_group(self, param_group: dict[str, object]) -> None:
@@ -301,25 +316,18 @@ class FusedAdamW(torch.optim.Optimizer):
         parts = [
             (bucket, active, grads, bucket.tasks(active, grads, grad_scale, self._decoupled)) for bucket, active, grads in work
         ]
-        # On a GPU norm, factor and step are one call that nothing waits for.
-        fused = self._clips_globally and not (self._measured or self.offload) and self._on_one_gpu(parts)
-        if self._measured:
-            self._scale(parts, self.grad_norm)
-        elif self._clips_globally and not fused:
-            self.grad_norm = self._measure(parts) * grad_scale
-            self._scale(parts, self.grad_norm)
-        elif self.max_norm is not None and not fused:
-            for part in parts:
-                self._scale([part], self._measure([part]) * grad_scale)
         if self.offload:
+            self._clip(parts, grad_scale)
             for device in {bucket.device for bucket, *_ in parts}:
                 pipe = self._pipes.setdefault(device, Pipe(device))
                 pipe.run([part for part in parts if part[0].device == device])
             return
-        for device, table in _by_device(parts).items():
-            if fused:
-                self._norm = kernels.clipped_step(table, device, grad_scale, self.max_norm)
-            else:
+        if self._clips_globally and not self._measured and _on_one_gpu(parts):
+            ((device, table),) = _by_device(parts).items()
+            self._grad_norm = kernels.clipped_step(table, device, grad_scale, self.max_norm)
+        else:
+            self._clip(parts, grad_scale)
+            for device, table in _by_device(parts).items():
                 kernels.step(table, device)
         stepped = [bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()]
         torch.autograd.graph.increment_version(stepped)
@@ -339,30 +347,36 @@ class FusedAdamW(torch.optim.Optimizer):
             )
         self._run(buckets)
 
-    def _measure(self, parts: list[Part]) -> float:
+    def _clip(self, parts: list[Part], grad_scale: float) -> None:
+        """Scale the gradients of all tables as max_norm asks."""
+        if self._measured:
+            self._scale(parts, self.grad_norm)
+        elif self._clips_globally:
+            self.grad_norm = self._norm(parts) * grad_scale
+            self._scale(parts, self.grad_norm)
+        elif self.max_norm is not None:
+            for part in parts:
+                self._scale([part], self._norm([part]) * grad_scale)
+
+    def _norm(self, parts: list[Part]) -> float:
         """Norm of the gradients of all tables."""
         native_parts = [] if self.offload else [part for part in parts if part[0].native]
         others = parts if self.offload else [part for part in parts if not part[0].native]
         squares = [(bucket.layout, reference.sum_of_squares(g)) for bucket, _, grads, _ in others for g in grads]
-        native: dict[tuple[shards.Layout, torch.device], list[np.ndarray]] = {}
-        for bucket, _, _, table in native_parts:
-            native.setdefault((bucket.layout, bucket.device), []).append(table)
+        native: dict[shards.Layout, list[Part]] = {}
+        for part in native_parts:
+            native.setdefault(part[0].layout, []).append(part)
         # One call over the tables of all buckets: its bits do not depend on how parameters are cut into buckets.
-        for (layout, device), tables in native.items():
-            squares.append((layout, kernels.sum_of_squares(np.concatenate(tables), device)))
+        for layout, some in native.items():
+            squares += [(layout, kernels.sum_of_squares(table, device)) for device, table in _by_device(some).items()]
         return norm_of(squares)
 
     def _scale(self, parts: list[Part], norm: float) -> None:
         """Scale the gradients of all tables to at most max_norm, as ``torch.nn.utils.clip_grad_norm_`` would."""
-        factor = clip_factor(norm, self.max_norm)
-        for _, _, _, table in parts:
-            table["grad_scale"] *= factor
-
-    def _on_one_gpu(self, parts: list[Part]) -> bool:
-        """Whether one table on a GPU, of parameters that are not sharded, is all there is."""
-        return len(_by_device(parts)) == 1 and all(
-            bucket.native and bucket.device.type == "cuda" and bucket.layout is None for bucket, *_ in parts
-        )
+        coefficient = self.max_norm / (norm + 1e-6)
+        if not coefficient >= 1.0:  # NaN too: it belongs into the parameters, as with torch
+            for _, _, _, table in parts:
+                table["grad_scale"] *= np.float32(coefficient)
 
     # ------------------------------------------------------------------ state dicts
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
@@ -433,12 +447,3 @@ class FusedAdam(FusedAdamW):
         **options: object,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, **options)
-
-
-def _by_device(parts: list[Part]) -> dict[torch.device, np.ndarray]:
-    """One table for each device whose buckets the compiled kernels run."""
-    tables: dict[torch.device, list[np.ndarray]] = {}
-    for bucket, _, _, table in parts:
-        if bucket.native:
-            tables.setdefault(bucket.device, []).append(table)
-    return {device: np.concatenate(some) if len(some) > 1 else some[0] for device, some in tables.items()}

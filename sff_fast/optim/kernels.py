@@ -8,7 +8,6 @@ import torch
 from sff_fast.backends import cpu
 
 from . import cuda
-from .task import clipping
 
 
 def available(device: torch.device) -> bool:
@@ -29,24 +28,24 @@ def step(table: np.ndarray, device: torch.device) -> None:
         cpu._cpu.adamw(table.view(np.uint8), torch.get_num_threads(), cpu.forced_isa())
 
 
-def clipped_step(table: np.ndarray, device: torch.device, grad_scale: float, max_norm: float) -> float | torch.Tensor:
-    """One step with gradients clipped to a norm; on a GPU nothing waits for it.
+def clips(device: torch.device) -> bool:
+    """Whether :func:`clipped_step` runs on a device."""
+    return device.type == "cuda"
+
+
+def clipped_step(table: np.ndarray, device: torch.device, grad_scale: float, max_norm: float) -> torch.Tensor:
+    """One step with gradients clipped to a norm; nothing waits for the device.
 
     Args:
         table: Entries of :data:`sff_fast.optim.task.ADAMW_DTYPE`, all that the norm is of.
-        device: Where all of their tensors lie.
+        device: The GPU where all of their tensors lie.
         grad_scale: What the table multiplies gradients by, for the norm.
         max_norm: The largest norm.
 
     Returns:
-        The norm, a number or a float64 tensor on the device.
+        The norm, a float64 tensor on the device.
     """
-    if device.type == "cuda":
-        return cuda.clipped_step(table, device, grad_scale, max_norm)
-    norm, factor = clipping(sum_of_squares(table, device), grad_scale, max_norm)
-    table["grad_scale"] *= factor
-    step(table, device)
-    return norm
+    return cuda.clipped_step(table, device, grad_scale, max_norm)
 
 
 def sum_of_squares(table: np.ndarray, device: torch.device) -> float:
