@@ -18,13 +18,14 @@ Run from the repository root: ``python benchmarks/bench_memory.py [--cases NAME 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
 
-from timing import write_rows
+from timing import RESULTS, write_rows
 
 CASES = ("chronos-t5-large", "moirai-moe-base")
 LIMITS = {"usual": (">=", 16.0), "ours": ("<=", 4.2)}
@@ -39,10 +40,11 @@ def child(*arguments: object) -> dict[str, object]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def compare(case: str, steps: int) -> list[dict[str, object]]:
-    """Both ways of one model."""
+def compare(case: str, ways: list[str], steps: int) -> list[dict[str, object]]:
+    """The ways of one model."""
     rows = []
-    for way, (sign, bound) in LIMITS.items():
+    for way in ways:
+        sign, bound = LIMITS[way]
         passes, training = child(case, f"{way}-passes", steps), child(case, way, steps)
         activations = passes["peak"] - passes["imports"] - passes["weights"]
         value = (training["peak"] - training["imports"] - activations) / training["parameters"]
@@ -102,7 +104,14 @@ def show(row: dict[str, object]) -> None:
     )
 
 
-def draw(rows: list[dict[str, object]], path: Path) -> None:
+def last_rows() -> list[dict[str, str]]:
+    """The newest row of every model and way in results/memory.csv."""
+    with (RESULTS / "memory.csv").open(newline="") as file:
+        rows = {(row["case"], row["way"]): row for row in csv.DictReader(file)}
+    return [rows[key] for key in sorted(rows, key=lambda key: (key[0], key[1] != "usual"))]
+
+
+def draw(rows: list[dict[str, str]], path: Path) -> None:
     """Bars of bytes a parameter."""
     import matplotlib
 
@@ -115,9 +124,9 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
         value = float(row["bytes_per_parameter"])
         axis.barh(place, value, height=0.62, color=colours[row["way"]])
         axis.text(value + 0.15, place, f"{value:.2f}  ({row['peak_gib']} GiB in all)", va="center", fontsize=9, color="#333333")
-    labels = [f"{row['case']} ({row['parameters'] / 1e6:.0f} M), {row['way']}" for row in rows]
+    labels = [f"{row['case']} ({int(row['parameters']) / 1e6:.0f} M), {row['way']}" for row in rows]
     axis.set_yticks(range(len(rows)), labels, fontsize=9)
-    axis.set_xlabel("bytes a parameter at the peak, weights included, activations apart", fontsize=9)
+    axis.set_xlabel("bytes a parameter at the peak, weights included; activations apart, but for the 4 billion", fontsize=9)
     axis.margins(x=0.3)
     axis.invert_yaxis()
     axis.tick_params(length=0)
@@ -134,21 +143,26 @@ def main() -> None:
     """Run the cases, print them, append them to benchmarks/results/memory.csv and draw docs/img/memory.png."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--cases", nargs="+", default=list(CASES), help=f"models (default {' '.join(CASES)})")
+    parser.add_argument("--ways", nargs="+", default=list(LIMITS), choices=list(LIMITS), help="default usual ours")
+    parser.add_argument("--draw", action="store_true", help="only draw the picture of the last rows of results/memory.csv")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps (default 3)")
     parser.add_argument("--four-billion", action="store_true", help="only the model of 4 billion parameters: needs 20 GiB")
     parser.add_argument("--layers", type=int, help="with --four-billion: so many layers instead of 34, to try it out")
     parser.add_argument("--no-csv", action="store_true", help="print only")
     settings = parser.parse_args()
+    if settings.draw:
+        draw(last_rows(), IMAGE)
+        print(f"written to {IMAGE}")
+        return
     if settings.four_billion:
         rows = [four_billion("chronos-t5-4b", settings.layers)]
     else:
-        rows = [row for case in settings.cases for row in compare(case, settings.steps)]
+        rows = [row for case in settings.cases for row in compare(case, settings.ways, settings.steps)]
     if settings.no_csv:
         return
     print(f"written to {write_rows('memory', rows)}")
-    if not settings.four_billion and settings.cases == list(CASES):
-        draw(rows, IMAGE)
-        print(f"written to {IMAGE}")
+    draw(last_rows(), IMAGE)
+    print(f"written to {IMAGE}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from sff_fast.adapters.moirai_moe import MoiraiMoEAdapter
 from sff_fast.data import Batch
 
 ALPHA = 0.7
-RATE = 3e-4
+RATE = 1e-3
 WINDOWS = {"chronos": (2, 64, 16), "moirai": (64, 128, 16)}
 """Windows in the batch, and steps of context and horizon: few for a short pass, enough for a mixture's experts to be chosen."""
 

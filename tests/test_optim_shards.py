@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,13 @@ def train(
     return norms
 
 
+def leave() -> None:
+    """Leave the process group once nothing refers to it: gloo's threads must not outlive it into the interpreter's end."""
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def sharded(rank: int, world: int, rendezvous: str, out: str) -> None:
     """One process: FSDP2 with every way of stepping, the whole parameters written by process 0."""
     from torch.distributed.fsdp import fully_shard
@@ -64,9 +72,10 @@ def sharded(rank: int, world: int, rendezvous: str, out: str) -> None:
         labels = [None] * world
         dist.all_gather_object(labels, [shards.label_of("w", p) for p in model.parameters()])
         results[name] = {"parameters": parameters, "moments": moments, "norms": norms, "labels": labels}
+        del model, optimizer, again, peer
     if rank == 0:
         torch.save(results, out)
-    dist.destroy_process_group()
+    leave()
 
 
 def replicated(rank: int, world: int, rendezvous: str, out: str) -> None:
@@ -79,9 +88,10 @@ def replicated(rank: int, world: int, rendezvous: str, out: str) -> None:
         optimizer = FusedAdamW(model.module.named_parameters(), lr=1e-2, **options)
         norms = train(model, optimizer, 3, lambda step: batch(step)[3 * rank : 3 * rank + 3])
         results[name] = {"parameters": [p.detach() for p in model.module.parameters()], "norms": norms}
+        del model, optimizer
     if rank == 1:
         torch.save(results, out)
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.slow
