@@ -113,7 +113,7 @@ def test_shards_that_an_index_lists_are_read(folder):
         ({"model_type": "sundial"}, "does not fit the family 'timer-84m': model_type must be 'timer', got 'sundial'; .*'.*'"),
         ({"hidden_size": 0}, "hidden_size must be an integer of at least 1, got 0"),
         ({"hidden_size": 64}, r"the tensor '.*' has the shape \[.*\], the configuration asks for"),
-        ({"num_hidden_layers": 3}, r"11 missing \(first 'model.layers.2.self_attn.q_proj.weight'\)"),
+        ({"num_hidden_layers": 3}, r"14 missing \(first 'model.layers.2.self_attn.q_proj.weight'\)"),
         ({"output_token_lens": []}, r"output_token_lens must list integers of at least 1, got \[\]"),
         ({"output_token_lens": [24]}, r"output_token_lens must be rising multiples of input_token_len=16, got \[24\]"),
         ({"output_token_lens": [32, 16]}, r"must be rising multiples of input_token_len=16, got \[32, 16\]"),

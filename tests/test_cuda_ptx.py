@@ -184,7 +184,7 @@ def _fp32_alone(text: str) -> str:
 @pytest.mark.parametrize("fault", [None, *FAULTS])
 def test_every_planted_fault_is_seen_and_the_kernel_without_one_passes(shim, tmp_path, fault):
     name, old, new, lead = FAULTS[fault] if fault else ("cuda/unit.h", "#pragma once", "#pragma once", 0)
-    source = planted(tmp_path, {name: (old, new)})
+    source = planted(tmp_path, {name: (old, new)}) / "smooth.cu"
     source.write_text(_fp32_alone(source.read_text()))
     path, _ = compile_kernels("sm_90", "ptx", source)
     (kernel,) = kernels(path.read_text()).values()

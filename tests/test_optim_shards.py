@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,11 +28,13 @@ def batch(step: int) -> torch.Tensor:
     return torch.randn(6, 20, generator=torch.Generator().manual_seed(step))
 
 
-def train(model: torch.nn.Module, optimizer: FusedAdamW, steps: int) -> list[float]:
+def train(
+    model: torch.nn.Module, optimizer: FusedAdamW, steps: int, windows: Callable[[int], torch.Tensor] = batch
+) -> list[float]:
     norms = []
     for step in range(steps):
         optimizer.zero_grad()
-        optimizer.backward(lambda step=step: (model(batch(step)) - 1).square().mean())
+        optimizer.backward(lambda step=step: (model(windows(step)) - 1).square().mean())
         optimizer.step()
         norms.append(optimizer.grad_norm)
     return norms
@@ -65,6 +67,36 @@ def sharded(rank: int, world: int, rendezvous: str, out: str) -> None:
     if rank == 0:
         torch.save(results, out)
     dist.destroy_process_group()
+
+
+def replicated(rank: int, world: int, rendezvous: str, out: str) -> None:
+    """One process of DDP, each with a batch of its own."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    results = {}
+    for name, options in VARIANTS.items():
+        model = torch.nn.parallel.DistributedDataParallel(net())
+        optimizer = FusedAdamW(model.module.named_parameters(), lr=1e-2, **options)
+        norms = train(model, optimizer, 3, lambda step: batch(step)[3 * rank : 3 * rank + 3])
+        results[name] = {"parameters": [p.detach() for p in model.module.parameters()], "norms": norms}
+    if rank == 1:
+        torch.save(results, out)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ddp_over_two_processes_gives_the_trajectory_of_one_process_on_both_batches(tmp_path: Path) -> None:
+    out = tmp_path / "result.pt"
+    torch.multiprocessing.spawn(replicated, (2, str(tmp_path / "rendezvous"), str(out)), nprocs=2)
+    results = torch.load(out)
+    for name, options in VARIANTS.items():
+        model = net()
+        norms = train(model, FusedAdamW(model.named_parameters(), lr=1e-2, **options), 3)
+        for p, other in zip(model.parameters(), results[name]["parameters"], strict=True):
+            # Means over three windows and over two processes are rounded elsewhere than one over six.
+            torch.testing.assert_close(other, p.detach(), rtol=1e-4, atol=1e-5 if name != "int8" else 1e-2)
+        if "clipped" in name:
+            assert results[name]["norms"] == pytest.approx(norms, rel=1e-4)
 
 
 VARIANTS = {

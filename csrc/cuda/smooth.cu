@@ -233,10 +233,10 @@ __device__ void do_scattered(const Launch& launch, const Task& task, uint64_t at
     *element = smoothed<T, Stochastic>(*element, factors, r, ((logical & 1) != 0 ? halves[0] >> 16 : halves[0]) & 0xffffu);
 }
 
-// Blocks of a multiprocessor that the registers are cut for: 75 % of its threads, half for fp64 (whose units are twice as
-// wide) and where arithmetic limits. With fewer registers each of these would spill.
+// Blocks of a multiprocessor that the registers are cut for: 75 % of its threads; five eighths for fp64, whose units are twice as
+// wide; half where arithmetic limits. With fewer registers each of these would spill.
 template <class T, bool Stochastic, bool Truncated>
-constexpr int kResident = Stochastic || Truncated || sizeof(T) == 8 ? 4 : 6;
+constexpr int kResident = Stochastic || Truncated ? 4 : sizeof(T) == 8 ? 5 : 6;
 
 template <class T, bool Stochastic, bool Truncated>
 __global__ void __launch_bounds__(kThreads, (kResident<T, Stochastic, Truncated>)) smooth_kernel(const Launch launch) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -55,3 +56,24 @@ def set_coefficients(
     table["step_size"] = lr / (1.0 - beta1**count)
     key = np.uint64(int(options["seed"])) + count.astype(np.uint64) * _GOLDEN
     table["round_seed"], table["dither"] = key, key >> np.uint64(32)
+
+
+def clipping(total: float, grad_scale: float, max_norm: float) -> tuple[float, np.float32]:
+    """Norm and factor of clipping, ``clipping`` of csrc/core/adamw.h.
+
+    Args:
+        total: Sum of squares of all gradients.
+        grad_scale: What gradients are multiplied by.
+        max_norm: The largest norm.
+
+    Returns:
+        The norm, and what gradients are multiplied by besides: 1 where the norm is small enough, NaN where it is NaN.
+    """
+    norm = math.sqrt(total) * grad_scale
+    return norm, clip_factor(norm, max_norm)
+
+
+def clip_factor(norm: float, max_norm: float) -> np.float32:
+    """What gradients of a norm are multiplied by: 1 where it is small enough, NaN where it is NaN, as with torch."""
+    factor = max_norm / (norm + 1e-6)
+    return np.float32(1.0 if factor >= 1.0 else factor)
