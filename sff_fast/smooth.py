@@ -302,6 +302,7 @@ def _apply(
             shrink={name: matched[name][0] for name in changed},
             perturb={name: matched[name][1] for name in changed},
             untouched=tuple(name for name in parameters if name not in changed),
+            versioned=tuple(name for name, parameter in changed.items() if not parameter.is_inference()),
             dtypes=tuple(
                 f"{name}: {str(plan[name].dtype).removeprefix('torch.')} -> {str(p.dtype).removeprefix('torch.')}"
                 for name, p in changed.items()
@@ -311,8 +312,7 @@ def _apply(
             records=records,
         )
         prepared.remember(inner, call)
-    # Inference tensors have no version counter.
-    torch.autograd.graph.increment_version([parameters[name] for name in call.shrink if not parameters[name].is_inference()])
+    torch.autograd.graph.increment_version([parameters[name] for name in call.versioned])
     return SmoothReport(
         seed=key,
         stream_version=STREAM_VERSION,
