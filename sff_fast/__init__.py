@@ -17,6 +17,7 @@ from sff_fast.version import __version__
 if TYPE_CHECKING:
     from sff_fast.adapters import families, load, tiny
     from sff_fast.backends import available_backends
+    from sff_fast.checkpoints import smooth_checkpoint
     from sff_fast.data import ForecastData, read_table
     from sff_fast.distributions import Constant, Materialized, Normal, TruncNormal, Uniform
     from sff_fast.errors import SffFastError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "sff_fast.adapters": ("families", "load", "tiny"),
     "sff_fast.backends": ("available_backends",),
+    "sff_fast.checkpoints": ("smooth_checkpoint",),
     "sff_fast.data": ("ForecastData", "read_table"),
     "sff_fast.distributions": ("Constant", "Materialized", "Normal", "TruncNormal", "Uniform"),
     "sff_fast.errors": ("SffFastError",),
@@ -67,6 +69,7 @@ __all__ = [
     "load",
     "read_table",
     "smooth_",
+    "smooth_checkpoint",
     "smoothing_of",
     "tiny",
     "trace",

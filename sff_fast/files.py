@@ -42,6 +42,8 @@ _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<token>[0-9a-f]{16})\.sff-(?P<kind
 _CHUNK = 1 << 20
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_SYNC_FILE_RANGE_WRITE = 2
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _HINTS = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -329,6 +331,43 @@ def check_output_directory(path: str | os.PathLike[str], overwrite: bool = False
     return holds
 
 
+def remove_abandoned(path: str | os.PathLike[str]) -> None:
+    """Remove the temporaries of a file or folder that dead runs left beside it, and put back what they had moved aside.
+
+    Raises:
+        OutputError: Something cannot be removed.
+    """
+    target = _resolve(path)
+    with _converted(target):
+        _recover(target.parent, only=target.name)
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Delete a file for good: the folder is flushed too.
+
+    Raises:
+        OutputError: It cannot be deleted.
+    """
+    target = _resolve(path)
+    with _converted(target):
+        _unlink(target)
+        _fsync_directory(target.parent)
+
+
+def begin_writeback(file: BinaryIO, begin: int, end: int) -> None:
+    """Let the disk begin with bytes that were written, instead of all of them at the final flush (Linux; elsewhere nothing).
+
+    Args:
+        file: A file of :func:`atomic_write`; its buffer must be flushed.
+        begin: First byte.
+        end: One past the last.
+    """
+    sync_file_range = getattr(_LIBC, "sync_file_range", None)
+    if sync_file_range is not None:
+        # Only a hint: what it cannot do, the flush at the end does.
+        sync_file_range(file.fileno(), ctypes.c_int64(begin), ctypes.c_int64(end - begin), _SYNC_FILE_RANGE_WRITE)
+
+
 def _try_to_write(existing: Path, target: Path) -> None:
     """Make a folder and remove it again: permissions do not tell of read-only and virtual file systems."""
     trial = existing / f".sff-trial-{os.getpid()}-{threading.get_ident()}"
@@ -463,7 +502,7 @@ def _swap_in(temporary: Path, target: Path) -> None:
 
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two folders atomically; False where the system or the file system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    renameat2 = getattr(_LIBC, "renameat2", None)
     if renameat2 is None:
         return False
     code = renameat2(

@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sff_fast.boxes import Box, coalesce, paint, row_major
-from sff_fast.distributions import ELEMENTWISE, Distribution, Materialized, distribution_from_json, is_random
+from sff_fast.boxes import Box, paint
+from sff_fast.distributions import ELEMENTWISE, Distribution, Materialized, is_random
 from sff_fast.errors import PlanError
-from sff_fast.replay.program import DrawRecord, DrawTarget, dtype_named, program_digest, program_to_json, read_program
-
-SCHEMA = 1
+from sff_fast.recipes import draw_recipe
+from sff_fast.replay.program import DrawRecord, DrawTarget
 
 
 @dataclass(frozen=True)
@@ -279,13 +278,9 @@ class InitPlan:
         return f"InitPlan({len(self)} parameters, {sum(p.numel for p in self.parameters.values())} elements, {self.hash[:12]})"
 
     def __str__(self) -> str:
-        rows = [("parameter", "shape", "dtype", "distribution", "draw", "note")]
-        for parameter in self.parameters.values():
-            rows.append(_row(parameter))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([*lines, "", *self._totals(), *(f"note: {note}" for note in self.notes)])
+        from sff_fast.plan_text import plan_text
+
+        return plan_text(self)
 
     def totals(self) -> dict[str, dict[str, int]]:
         """Number of tensors and of elements for each kind of distribution; parameters of several kinds are mixed boxes."""
@@ -297,26 +292,11 @@ class InitPlan:
             count["elements"] += parameter.numel
         return dict(sorted(found.items()))
 
-    def _totals(self) -> list[str]:
-        totals = self.totals()
-        parts = ", ".join(f"{kind}: {count['tensors']} ({count['elements']:,})" for kind, count in totals.items())
-        elements = sum(count["elements"] for count in totals.values())
-        return [
-            f"{len(self)} parameters, {elements:,} elements" + (f"; tensors (elements) {parts}" if parts else ""),
-            f"hash {self.hash}",
-        ]
-
     def to_json(self) -> dict[str, Any]:
         """The whole plan without its tables, as :meth:`save` writes it."""
-        draws = program_to_json(self.program)
-        return {
-            "schema": SCHEMA,
-            "hash": self.hash,
-            "versions": self.versions,
-            "notes": list(self.notes),
-            "parameters": [parameter.to_json() for parameter in self.parameters.values()],
-            **({"program": {"sha256": program_digest(draws), "draws": draws}} if draws else {}),
-        }
+        from sff_fast.plan_file import plan_to_json
+
+        return plan_to_json(self)
 
     # ------------------------------------------------------------------ values
     def table(self, name: str, index: int) -> torch.Tensor:
@@ -379,9 +359,14 @@ class InitPlan:
             drawn = draw_recipe(distribution, segment.draw, seed).reshape(-1)
             view = torch.as_strided(drawn, segment.size, segment.draw_strides, segment.draw_offset)
             return view.reshape(-1).clone()
-        return self._opaque(seed, key).to(torch.float32).reshape(-1).clone()
+        return self.opaque(seed, key).to(torch.float32).reshape(-1).clone()
 
-    def _opaque(self, seed: int, key: tuple[str, int]) -> torch.Tensor:
+    def opaque(self, seed: int, key: tuple[str, int]) -> torch.Tensor:
+        """The values of an opaque segment ``(parameter, index)`` as the constructor makes them, in its own dtype.
+
+        Raises:
+            PlanError: There is no factory to draw them with this seed.
+        """
         if self._redraw is None:
             if seed == self._sample_seed and key in self._samples:
                 return self._samples[key]
@@ -507,28 +492,9 @@ class InitPlan:
             OutputError: The file cannot be written.
             PlanError: Opaque values cannot be drawn with this seed, or the path is not fit.
         """
-        from sff_fast.files import save_safetensors, sha256, write_json
+        from sff_fast.plan_file import save_plan
 
-        path = Path(path)
-        if path.suffix == ".safetensors":
-            raise PlanError(f"a plan is a JSON file, got the path {str(path)!r}: the tables' file is named after it")
-        content = self.to_json()
-        tensors = {_table_key(*key): values for key, values in self._tables.items()}
-        opaque = [
-            (parameter.name, i)
-            for parameter in self.parameters.values()
-            for i, segment in enumerate(parameter.segments)
-            if isinstance(segment.distribution, Materialized) and segment.distribution.kind == "opaque"
-        ]
-        for key in opaque:
-            tensors[_table_key(*key)] = self._opaque(seed, key)
-        if tensors:
-            tables = path.with_suffix(".safetensors")
-            save_safetensors(tables, {k: v.detach().contiguous() for k, v in tensors.items()}, {"plan": self.hash})
-            content["tables"] = {"file": tables.name, "sha256": sha256(tables)}
-            if opaque:
-                content["tables"]["seed"] = seed
-        write_json(path, content)
+        save_plan(self, Path(path), seed)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> InitPlan:
@@ -543,55 +509,12 @@ class InitPlan:
         Raises:
             PlanError: A file is missing or damaged, of another schema version, or its content does not have its hash.
         """
-        from sff_fast.files import read_json
+        from sff_fast.plan_file import load_plan
 
-        path = Path(path)
-        content = read_json(path, PlanError)
-        if not isinstance(content, dict) or "schema" not in content:
-            raise PlanError(f"{str(path)!r} is not an init plan: it has no schema version")
-        if content["schema"] != SCHEMA:
-            raise PlanError(f"{str(path)!r} has plan schema {content['schema']!r}, this version of sff_fast reads {SCHEMA}")
-        try:
-            parameters = [_parameter_from_json(item) for item in content["parameters"]]
-            versions, notes, recorded = dict(content["versions"]), list(content["notes"]), content["hash"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"{str(path)!r} is not a valid init plan: {error}") from error
-        tables, samples, seed = _read_tables(path, content.get("tables"), parameters)
-        program = read_program(content.get("program"), str(path))
-        plan = cls(parameters, tables=tables, samples=samples, sample_seed=seed, versions=versions, notes=notes, program=program)
-        if plan.hash != recorded:
-            raise PlanError(f"{str(path)!r} was changed: its content has hash {plan.hash}, it says {recorded!r}")
-        return plan
+        return load_plan(Path(path))
 
 
-# ---------------------------------------------------------------------- recipes
-def draw_recipe(recipe: Materialized, draw: str, seed: int) -> torch.Tensor:
-    """Draw an orthogonal or sparse tensor.
-
-    Equal bits on one platform and torch version only: the matrix decomposition is the platform's.
-
-    Args:
-        recipe: What to draw.
-        draw: Name of the draw.
-        seed: Seed of the random stream.
-
-    Returns:
-        fp32 tensor of ``recipe.shape``.
-    """
-    key = hashlib.blake2b(draw.encode(), digest_size=8, key=(seed % 2**64).to_bytes(8, "little")).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "little") % 2**63)
-    values = torch.empty(recipe.shape, dtype=torch.float32)
-    if recipe.recipe == "orthogonal":
-        return torch.nn.init.orthogonal_(values, gain=recipe.gain, generator=generator)
-    # torch.nn.init.sparse_ takes its permutations from the global generator whatever generator it is given.
-    rows, columns = recipe.shape
-    zeros = math.ceil(recipe.sparsity * rows)
-    values.normal_(0, recipe.std, generator=generator)
-    for column in range(columns):
-        values[torch.randperm(rows, generator=generator)[:zeros], column] = 0
-    return values.mul_(recipe.gain)
-
-
+# ---------------------------------------------------------------------- helpers
 def digest(values: torch.Tensor) -> str:
     """Hex sha256 of a tensor's dtype and bytes."""
     raw = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -618,7 +541,12 @@ def unused_name(parameter: str, used: Iterable[str]) -> str:
     return f"{parameter}#{k}"
 
 
-# ---------------------------------------------------------------------- helpers
+def _kind(distribution: Distribution) -> str:
+    if isinstance(distribution, Materialized):
+        return distribution.recipe or distribution.kind
+    return distribution.kind
+
+
 def _without(record: DrawRecord, parameters: set[str]) -> DrawRecord:
     """A draw that these parameters no longer hold."""
     return replace(record, targets=tuple(target for target in record.targets if target.parameter not in parameters))
@@ -637,85 +565,4 @@ def _did_you_mean(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
 
 
-def _kind(distribution: Distribution) -> str:
-    if isinstance(distribution, Materialized):
-        return distribution.recipe or distribution.kind
-    return distribution.kind
-
-
-def _box_text(segment: Segment, numel: int) -> str:
-    size, strides = coalesce(segment.size, segment.strides)
-    if segment.numel == numel:
-        return ""
-    if size == (1,):
-        return f" at {segment.offset}"
-    spans = ",".join(f"{n}:{s}" for n, s in zip(size, strides))
-    return f" at {segment.offset}+[{spans}]"
-
-
-def _row(parameter: ParameterPlan) -> tuple[str, ...]:
-    shown = parameter.segments[:3]
-    text = "; ".join(f"{s.distribution}{_box_text(s, parameter.numel)}" for s in shown)
-    if len(parameter.segments) > len(shown):
-        text += f"; {len(parameter.segments) - len(shown)} more boxes"
-    draws = list(dict.fromkeys(s.draw for s in parameter.segments if s.draw and s.draw != parameter.name))
-    draw = ", ".join(draws[:2]) + (", …" if len(draws) > 2 else "")
-    reasons = list(dict.fromkeys(s.distribution.reason for s in parameter.segments if isinstance(s.distribution, Materialized)))
-    notes = [*(f"also {alias}" for alias in parameter.aliases), *reasons[:2]]
-    shape = "x".join(map(str, parameter.shape)) or "scalar"
-    return parameter.name, shape, str(parameter.dtype).removeprefix("torch."), text or "empty", draw, "; ".join(notes)
-
-
-def _table_key(name: str, index: int) -> str:
-    return f"{name}[{index}]"
-
-
-def _parameter_from_json(content: Mapping[str, Any]) -> ParameterPlan:
-    try:
-        dtype = dtype_named(content["dtype"])
-    except ValueError as error:
-        raise PlanError(f"{content['name']!r} has the {error}") from None
-    segments = tuple(
-        Segment(
-            distribution_from_json(item["distribution"]),
-            tuple(item["size"]),
-            tuple(item["strides"]),
-            item["offset"],
-            item["draw"],
-            tuple(item["draw_strides"]),
-            item["draw_offset"],
-        )
-        for item in content["segments"]
-    )
-    return ParameterPlan(content["name"], tuple(content["shape"]), dtype, segments, tuple(content["aliases"]))
-
-
-def _read_tables(
-    path: Path, entry: Mapping[str, Any] | None, parameters: Sequence[ParameterPlan]
-) -> tuple[dict[tuple[str, int], torch.Tensor], dict[tuple[str, int], torch.Tensor], int | None]:
-    from safetensors.torch import load
-
-    from sff_fast.files import sha256
-
-    if entry is None:
-        return {}, {}, None
-    file = path.with_name(Path(entry["file"]).name)
-    if not file.is_file():
-        raise PlanError(f"the plan {str(path)!r} needs its tables in {str(file)!r}, which is missing")
-    if sha256(file) != entry["sha256"]:
-        raise PlanError(f"{str(file)!r} does not have the sha256 that {str(path)!r} recorded: it was changed or is damaged")
-    stored = load(file.read_bytes())
-    tables, samples = {}, {}
-    for parameter in parameters:
-        for i, segment in enumerate(parameter.segments):
-            distribution = segment.distribution
-            if not isinstance(distribution, Materialized) or distribution.kind == "recipe":
-                continue
-            values = stored.get(_table_key(parameter.name, i))
-            if values is None:
-                raise PlanError(f"{str(file)!r} lacks the values of segment {i} of {parameter.name!r}")
-            (tables if distribution.kind == "table" else samples)[(parameter.name, i)] = values
-    return tables, samples, entry.get("seed")
-
-
-__all__ = ["DrawRecord", "DrawTarget", "InitPlan", "ParameterPlan", "Segment", "draw_recipe", "row_major"]
+__all__ = ["DrawRecord", "DrawTarget", "InitPlan", "ParameterPlan", "Segment"]

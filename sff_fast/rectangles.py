@@ -78,6 +78,56 @@ def subtract(rectangle: Rectangle, hole: Rectangle) -> list[Rectangle]:
     return parts
 
 
+def clip(box: Box, shape: Sequence[int], region: Rectangle) -> list[Box] | None:
+    """The part of a box that lies in a region.
+
+    Args:
+        box: Logical element numbers of a parameter.
+        shape: The parameter's shape.
+        region: One half-open interval an axis.
+
+    Returns:
+        Disjoint boxes; None for a box that steps over elements, see :func:`clip_steps`.
+    """
+    own = rectangles_of(box, shape)
+    if own is None:
+        return None
+    cuts = [tuple((max(low, begin), min(high, end)) for (low, high), (begin, end) in zip(rectangle, region)) for rectangle in own]
+    return [_box(cut, row_major(shape)) for cut in cuts if all(low < high for low, high in cut)]
+
+
+def clip_steps(box: Box, place: tuple[Sequence[int], Sequence[Sequence[int]]], region: Rectangle) -> Iterator[Box]:
+    """The part of a box that steps over elements which lies in a region, as disjoint boxes.
+
+    Args:
+        box: Logical element numbers of a parameter.
+        place: Where the box lies in the parameter's shape, as :func:`sff_fast.boxes.embed` gives it, with no step below zero.
+        region: One half-open interval an axis.
+    """
+    start, steps = place
+    movers = [[i for i, (n, step) in enumerate(zip(box.size, steps)) if n > 1 and step[axis]] for axis in range(len(region))]
+    crowded = {i for together in movers if len(together) > 1 for i in together}
+    if crowded:  # several dimensions move along one axis: one of them is taken element by element
+        i = min(crowded, key=lambda i: box.size[i])
+        for k in range(box.size[i]):
+            inner = Box(box.size[:i] + box.size[i + 1 :], box.strides[:i] + box.strides[i + 1 :], box.offset + k * box.strides[i])
+            moved = tuple(at + k * change for at, change in zip(start, steps[i]))
+            yield from clip_steps(inner, (moved, (*steps[:i], *steps[i + 1 :])), region)
+        return
+    low, high = [0] * len(box.size), list(box.size)
+    for (begin, end), at, together, axis in zip(region, start, movers, range(len(region))):
+        if not together:
+            if not begin <= at < end:
+                return
+            continue
+        (i,) = together
+        low[i] = max(low[i], -((at - begin) // steps[i][axis]))
+        high[i] = min(high[i], -((at - end) // steps[i][axis]))
+    if all(a < b for a, b in zip(low, high)):
+        size = tuple(b - a for a, b in zip(low, high))
+        yield Box(size, box.strides, box.offset + sum(a * stride for a, stride in zip(low, box.strides)))
+
+
 def visible(boxes: Sequence[Box], shape: Sequence[int]) -> list[list[Box]] | None:
     """What is left of each box when every later one lies over it.
 

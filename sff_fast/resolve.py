@@ -13,6 +13,7 @@ from torch import nn
 from sff_fast.errors import ArgumentError, PlanError
 from sff_fast.names import unwrap
 from sff_fast.plan import InitPlan
+from sff_fast.shards import is_fully_sharded, plain_type
 from sff_fast.tracing import trace
 
 _PLANNERS: weakref.WeakKeyDictionary[nn.Module, weakref.WeakMethod] = weakref.WeakKeyDictionary()
@@ -58,14 +59,14 @@ def resolve_plan(model: nn.Module, plan: InitPlan | Callable[[], nn.Module] | No
         return planner()
     if getattr(inner, "config", None) is not None:
         return _from_config(inner)
-    reason = _why_not_reset(inner)
+    reason = "fully_shard forbids copies" if is_fully_sharded(inner) else _why_not_reset(inner)
     if reason:
         raise _unknown(inner, reason)
     return _from_reset(inner)
 
 
 def _unknown(model: nn.Module, reason: str) -> PlanError:
-    name = type(model).__name__
+    name = plain_type(model).__name__
     return PlanError(
         f"{name} does not say how it is built: pass plan=sff_fast.trace(lambda: {name}(…)), plan=InitPlan.load(path), or a "
         f"constructor without arguments ({reason})"
@@ -73,7 +74,7 @@ def _unknown(model: nn.Module, reason: str) -> PlanError:
 
 
 def _from_config(model: nn.Module) -> InitPlan:
-    cls, config = type(model), model.config
+    cls, config = plain_type(model), model.config
 
     def factory() -> nn.Module:
         return cls(copy.deepcopy(config))  # a constructor may fill in its config

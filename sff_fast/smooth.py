@@ -7,25 +7,25 @@ neural network training", NeurIPS 2020).
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from sff_fast import backends, prepared, table
+from sff_fast import backends, prepared, shards, table
 from sff_fast.backends import cpu
 from sff_fast.errors import ArgumentError
+from sff_fast.factors import Factors, match_factors, parse_factors
 from sff_fast.inspect_parameters import check_parameters
 from sff_fast.names import named_parameters, unwrap
-from sff_fast.plan import InitPlan, ParameterPlan
+from sff_fast.plan import InitPlan
 from sff_fast.resolve import resolve_plan
 from sff_fast.stream import STREAM_VERSION, check_seed
+from sff_fast.table import Pair
 
 ROUNDINGS = ("nearest", "stochastic")
 RNGS = ("philox", "torch")
@@ -48,7 +48,7 @@ class SmoothReport:
         rounding: ``"nearest"`` or ``"stochastic"``.
         backends: Device to the backend that ran there.
         threads: Threads that took part on the CPU.
-        elements: Elements that were changed.
+        elements: Elements of the parameters that were changed; of sharded ones those of all ranks.
         seconds: Wall time of checking, table and kernels.
         dtypes: Parameters whose dtype in the model differs from the plan's, as ``"name: plan -> model"``.
         rng: ``"philox"`` (the random stream) or ``"torch"`` (the constructor's draws from torch's generator).
@@ -98,7 +98,8 @@ def smooth_(
             p.copy_(alpha * p + (1 - alpha) * r)
 
     Frozen parameters are included, tied ones are done once, buffers stay. The result depends on (seed, name, index) alone:
-    not on device, threads or the order of parameters. Everything is checked before the first write.
+    not on device, threads, sharding or the order of parameters. Everything is checked before the first write. Of sharded
+    parameters (DTensor: FSDP2, tensor parallelism) each rank fills its own part in place, without communication.
 
     Args:
         model: Any module, also inside wrappers (DDP, torch.compile, …).
@@ -137,8 +138,8 @@ def smooth_(
             f"the model was smoothed before (seed {last['seed']}, plan {last['plan_hash'][:12]}): load the pre-trained weights "
             f"into a new model, or pass again=True (--again)"
         )
-    factors = _factors(alpha, shrink, perturb)
-    report = _apply(model, plan, factors, seed, backend, rounding, threads, prefix, subset, begin, rng)
+    factors = parse_factors(alpha, shrink, perturb)
+    report = _apply(model, plan, factors, seed, backend, rounding, threads, prefix, subset, begin, rng, fill=False)
     _records(model).append(report.to_json())
     return report
 
@@ -149,9 +150,11 @@ def fill_(
     seed: int = 0,
     *,
     backend: str = "auto",
+    rng: str = "philox",
     rounding: str = "nearest",
     threads: int | None = None,
     prefix: str = "",
+    subset: bool = False,
 ) -> SmoothReport:
     """Give every parameter a fresh random initialisation, in place: the start of training from scratch.
 
@@ -163,9 +166,12 @@ def fill_(
         plan: As for :func:`smooth_`.
         seed: Seed of the random stream, default 0.
         backend: As for :func:`smooth_`.
+        rng: ``"philox"`` (default), or ``"torch"``: bit for bit the parameters that building the model gives after
+            ``torch.manual_seed(seed)``; see :func:`smooth_`.
         rounding: As for :func:`smooth_`.
         threads: As for :func:`smooth_`.
         prefix: As for :func:`smooth_`.
+        subset: As for :func:`smooth_`.
 
     Returns:
         A :class:`SmoothReport` with shrink 0 and perturb 1.
@@ -175,7 +181,9 @@ def fill_(
         PlanError: The plan does not fit the model; nothing was written.
         BackendError: The backend is absent.
     """
-    report = _apply(model, plan, [("*", 0.0, 1.0)], seed, backend, rounding, threads, prefix, False, time.perf_counter())
+    factors = [("*", 0.0, 1.0)]
+    begin = time.perf_counter()
+    report = _apply(model, plan, factors, seed, backend, rounding, threads, prefix, subset, begin, rng, fill=True)
     _records(model).clear()
     return report
 
@@ -197,72 +205,11 @@ def _records(model: nn.Module) -> list[dict[str, Any]]:
     return getattr(inner, _RECORD)
 
 
-# ---------------------------------------------------------------------- factors
-def _factors(alpha: Any, shrink: Any, perturb: Any) -> list[tuple[str, float, float]]:
-    """(pattern, shrink, perturb) in order."""
-    if shrink is None and perturb is None:
-        alphas = _by_pattern("alpha", 0.7 if alpha is None else alpha)
-        for pattern, value in alphas.items():
-            if not 0.0 <= value <= 1.0:
-                raise ArgumentError(
-                    f"alpha must be a number from 0 to 1 (the share of the pre-trained weights), got {value!r} for {pattern!r}"
-                )
-        return [(pattern, value, 1.0 - value) for pattern, value in alphas.items()]
-    if alpha is not None:
-        raise ArgumentError("pass alpha, or shrink and perturb, not both")
-    if shrink is None or perturb is None:
-        raise ArgumentError(f"shrink and perturb go together, got shrink={shrink!r} and perturb={perturb!r}")
-    shrinks, perturbs = _by_pattern("shrink", shrink), _by_pattern("perturb", perturb)
-    patterns = list(shrinks if isinstance(shrink, Mapping) else perturbs)
-    for label, given, values in (("shrink", shrink, shrinks), ("perturb", perturb, perturbs)):
-        if isinstance(given, Mapping) and list(values) != patterns:
-            raise ArgumentError(
-                f"shrink and perturb need the same patterns in the same order, {label} has {list(values)}, expected {patterns}"
-            )
-    return [
-        (
-            p,
-            shrinks[p] if isinstance(shrink, Mapping) else shrinks["*"],
-            perturbs[p] if isinstance(perturb, Mapping) else perturbs["*"],
-        )
-        for p in patterns
-    ]
-
-
-def _by_pattern(label: str, given: Any) -> dict[str, float]:
-    items = dict(given) if isinstance(given, Mapping) else {"*": given}
-    if not items:
-        raise ArgumentError(f"{label} is an empty mapping: give at least one pattern")
-    for pattern, value in items.items():
-        if not isinstance(pattern, str):
-            raise ArgumentError(f"{label} maps name patterns to numbers, got the key {pattern!r}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ArgumentError(f"{label} must be a finite number, got {value!r} for {pattern!r}")
-    return {pattern: float(value) for pattern, value in items.items()}
-
-
-def _match(names: list[str], factors: list[tuple[str, float, float]]) -> dict[str, tuple[float, float]]:
-    """Name to (shrink, perturb) by the first pattern that matches."""
-    matched, hit = {}, set()
-    for name in names:
-        hit.update(pattern for pattern, _, _ in factors if fnmatchcase(name, pattern))
-        for pattern, a, b in factors:
-            if fnmatchcase(name, pattern):
-                matched[name] = (a, b)
-                break
-    idle = [pattern for pattern, _, _ in factors if pattern not in hit]
-    if idle and names:
-        raise ArgumentError(
-            f"no parameter matches the pattern {idle[0]!r}; the model has {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-        )
-    return matched
-
-
 # ---------------------------------------------------------------------- doing it
 def _apply(
     model: nn.Module,
     plan: InitPlan | Callable[[], nn.Module] | None,
-    factors: list[tuple[str, float, float]],
+    factors: Factors,
     seed: int,
     backend: str,
     rounding: str,
@@ -270,7 +217,8 @@ def _apply(
     prefix: str,
     subset: bool,
     begin: float,
-    rng: str = "philox",
+    rng: str,
+    fill: bool,
 ) -> SmoothReport:
     key = check_seed(seed)
     _check_rng(rng, backend, rounding, threads)
@@ -279,6 +227,7 @@ def _apply(
         raise ArgumentError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ArgumentError(f"threads must be an integer of at least 1, got {threads!r}")
+    shards.reshard(model)
     parameters = named_parameters(model, prefix)
     inner = unwrap(model)
     known = prepared.key_of(parameters, plan, tuple(factors), prefix, backend, rounding, subset) if rng == "philox" else None
@@ -286,14 +235,18 @@ def _apply(
     if call is not None and backends.choose(backend, torch.device("cpu"))[0] == "cpu":
         used, ran = cpu.run_packed(call.packed(key), threads), {"cpu": "cpu"}
     else:
-        matched = _match(list(parameters), factors)
+        matched = match_factors(list(parameters), factors)
         changed = {name: parameters[name] for name, (a, b) in matched.items() if (a, b) != (1.0, 0.0)}
-        check_parameters(changed)
+        check_parameters({name: shards.local(parameter) for name, parameter in changed.items()})
         plan = resolve_plan(model, plan)
         plan.check(changed, subset=subset, others=parameters)
-        pairs = [(plan[name], parameter, *matched[name]) for name, parameter in changed.items()]
+        pairs = [
+            Pair(plan[name], piece.tensor, *matched[name], piece.region)
+            for name, parameter in changed.items()
+            for piece in shards.pieces(name, parameter)
+        ]
         if rng == "torch":
-            records, (used, ran) = None, _replay(pairs, plan, key)
+            records, (used, ran) = None, _replay(pairs, plan, key, fill)
         else:
             used, ran, records = _run_kernels(pairs, plan, key, backend, rounding, threads)
         call = prepared.Prepared(
@@ -312,7 +265,7 @@ def _apply(
             records=records,
         )
         prepared.remember(inner, call)
-    torch.autograd.graph.increment_version([parameters[name] for name in call.versioned])
+    _bump_versions([parameters[name] for name in call.versioned])
     return SmoothReport(
         seed=key,
         stream_version=STREAM_VERSION,
@@ -330,6 +283,13 @@ def _apply(
     )
 
 
+def _bump_versions(parameters: list[nn.Parameter]) -> None:
+    """Tell autograd that parameters were written, and the memory of sharded ones; all of them have a version counter."""
+    torch.autograd.graph.increment_version(parameters)
+    sharded = [memory for p in parameters if type(p) is not nn.Parameter and (memory := shards.local(p)) is not p]
+    torch.autograd.graph.increment_version(sharded)
+
+
 def _check_rng(rng: str, backend: str, rounding: str, threads: int | None) -> None:
     if rng not in RNGS:
         raise ArgumentError(f"rng must be one of {', '.join(RNGS)}, got {rng!r}")
@@ -345,15 +305,12 @@ def _check_rng(rng: str, backend: str, rounding: str, threads: int | None) -> No
                 )
 
 
-Pair = tuple[ParameterPlan, torch.Tensor, float, float]
-
-
-def _replay(pairs: list[Pair], plan: InitPlan, seed: int) -> tuple[int, dict[str, str]]:
+def _replay(pairs: list[Pair], plan: InitPlan, seed: int, fill: bool) -> tuple[int, dict[str, str]]:
     """Repeat the constructor's draws; returns threads and backends."""
     from sff_fast.replay.smoothing import Replay
 
-    Replay(pairs, plan).run(seed)
-    return torch.get_num_threads(), {str(tensor.device): "torch" for _, tensor, _, _ in pairs}
+    Replay(pairs, plan, fill).run(seed)
+    return torch.get_num_threads(), {str(pair.tensor.device): "torch" for pair in pairs}
 
 
 def _run_kernels(
@@ -362,7 +319,7 @@ def _run_kernels(
     """Run one kernel a device; returns threads, backends, and the table where all of it serves another seed on the CPU."""
     groups: dict[torch.device, list[Pair]] = {}
     for pair in pairs:
-        groups.setdefault(pair[1].device, []).append(pair)
+        groups.setdefault(pair.tensor.device, []).append(pair)
     # Tables and backends of all devices first: whatever is wrong shows before the first write.
     ready = [
         (device, *backends.choose(backend, device), table.build(group, plan, key, rounding)) for device, group in groups.items()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from sff_fast.boxes import Box, coalesce, embed, paint, row_major, through
 from sff_fast.distributions import Constant, Distribution, Materialized, Normal, TruncNormal, Uniform
 from sff_fast.errors import PlanError
 from sff_fast.plan import InitPlan, ParameterPlan, Segment
-from sff_fast.rectangles import visible
+from sff_fast.rectangles import Rectangle, clip, clip_steps, visible
 from sff_fast.stream import ROUND, rounding_key, stream_id
 
 CONSTANT, UNIFORM, NORMAL, TRUNC_NORMAL, TABLE = range(5)
@@ -53,6 +54,24 @@ TASK_DTYPE = np.dtype(
 """The layout of ``sff::Task`` in ``csrc/core/task.h``."""
 
 _NARROWEST_UNIFORM = 2.0**-100
+
+
+class Pair(NamedTuple):
+    """A parameter's plan and the memory that it is laid over.
+
+    Args:
+        parameter: The plan of the parameter.
+        tensor: The parameter, or the part of it that lies here.
+        shrink: Factor of the old values.
+        perturb: Factor of the new ones.
+        region: Which part of the parameter's shape ``tensor`` holds, one half-open interval an axis; None for all of it.
+    """
+
+    parameter: ParameterPlan
+    tensor: torch.Tensor
+    shrink: float
+    perturb: float
+    region: Rectangle | None = None
 
 
 @dataclass(slots=True)
@@ -198,11 +217,27 @@ def _draw_form(segment: Segment) -> tuple[tuple[int, ...], int]:
     return segment.draw_strides, segment.draw_offset
 
 
-def boxes(parameter: ParameterPlan, tensor: torch.Tensor) -> Iterator[tuple[int, tuple[int, ...], tuple, tuple]]:
-    """Segment number, size, three lists of strides and three offsets (memory, draw, logical) of every disjoint box."""
-    shape, whole = parameter.shape, Box(parameter.shape, row_major(parameter.shape), 0)
-    contiguous = tensor.is_contiguous()
+def _held(parameter: ParameterPlan, whole: Box, region: Rectangle) -> Iterator[tuple[int, Box]]:
+    """What :func:`_resolve` gives, of one region of the parameter's shape."""
     for i, box in _resolve(parameter):
+        parts = clip(box, whole.size, region)
+        if parts is None:
+            steps = _inside(box, whole)
+            parts = [cut for part in steps for cut in clip_steps(part, embed(part, whole), region)]
+        yield from ((i, inner) for part in parts for inner in _inside(part, parameter.segments[i].box))
+
+
+def boxes(
+    parameter: ParameterPlan, tensor: torch.Tensor, region: Rectangle | None = None
+) -> Iterator[tuple[int, tuple[int, ...], tuple, tuple]]:
+    """Segment number, size, three lists of strides and three offsets (memory, draw, logical) of every disjoint box.
+
+    ``tensor`` holds the region of the parameter's shape, None for all of it; draws and logical numbers stay the parameter's.
+    """
+    shape, whole = parameter.shape, Box(parameter.shape, row_major(parameter.shape), 0)
+    contiguous = region is None and tensor.is_contiguous()
+    begin = (0,) * len(shape) if region is None else tuple(low for low, _ in region)
+    for i, box in _resolve(parameter) if region is None else _held(parameter, whole, region):
         segment = parameter.segments[i]
         draw_strides, draw_offset = _draw_form(segment)
         if box.numel == parameter.numel and len(box.size) <= 1 and draw_strides in ((), (0,), (1,)):
@@ -221,7 +256,7 @@ def boxes(parameter: ParameterPlan, tensor: torch.Tensor) -> Iterator[tuple[int,
                 memory, memory_at = part.strides, part.offset
             else:
                 start, steps = embed(part, whole)
-                memory, memory_at = through(start, steps, tensor.stride(), 0)
+                memory, memory_at = through([at - low for at, low in zip(start, begin)], steps, tensor.stride(), 0)
             yield i, part.size, (memory, draw, part.strides), (memory_at, draw_at, part.offset)
 
 
@@ -239,8 +274,15 @@ def _ranked(size: tuple[int, ...], forms: tuple, offsets: tuple) -> Iterator[tup
         yield from _ranked(size[1:], tuple(form[1:] for form in strides), moved)
 
 
+def _stored(plan: InitPlan, name: str, index: int, seed: int) -> torch.Tensor:
+    """The float32 values of a segment that is not elementwise; a table's own memory where it is float32."""
+    if plan[name].segments[index].distribution.kind == "table" and plan.table(name, index).dtype == torch.float32:
+        return plan.table(name, index).contiguous()
+    return plan.materialize(name, index, seed).to(torch.float32).contiguous()
+
+
 def build(
-    pairs: Sequence[tuple[ParameterPlan, torch.Tensor, float, float]],
+    pairs: Sequence[Pair | tuple[ParameterPlan, torch.Tensor, float, float]],
     plan: InitPlan | None,
     seed: int,
     rounding: str = "nearest",
@@ -249,7 +291,7 @@ def build(
     """Lay parameters over memory.
 
     Args:
-        pairs: (plan of the parameter, its tensor, shrink, perturb) in any order.
+        pairs: A :class:`Pair`, or its first four items, a parameter, in any order.
         plan: The whole plan, needed where a parameter has values that are not elementwise.
         seed: Seed of the random stream, in [0, 2**64).
         rounding: ``"nearest"`` or ``"stochastic"``.
@@ -263,17 +305,17 @@ def build(
     """
     tasks: list[BoxTask] = []
     known: dict[Distribution, tuple[int, tuple[float, ...]]] = {}
-    for parameter, tensor, shrink, perturb in pairs:
+    for parameter, tensor, shrink, perturb, region in (Pair(*pair) for pair in pairs):
         tensor = tensor.detach()
         tables: dict[int, torch.Tensor] = {}
-        for i, size, forms, offsets in boxes(parameter, tensor):
+        for i, size, forms, offsets in boxes(parameter, tensor, region):
             segment = parameter.segments[i]
             distribution = segment.distribution
             if isinstance(distribution, Materialized):
                 if i not in tables:
                     if plan is None:
                         raise PlanError(f"{parameter.name!r} holds {distribution}: the whole plan is needed to draw it")
-                    tables[i] = plan.materialize(parameter.name, i, seed).to(torch.float32).contiguous()
+                    tables[i] = _stored(plan, parameter.name, i, seed)
                 code, p = TABLE, (0.0,) * 8
             else:
                 if distribution not in known:

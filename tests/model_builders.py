@@ -20,6 +20,7 @@ SIZES: dict[str, tuple[str, ...]] = {}
 
 DEPENDENCY = {
     "timer": None,
+    "units": None,
     "timer_hf": "sktime",
     "timesfm": "timesfm",
     "timesfm3": "timesfm3",
@@ -38,7 +39,7 @@ DEPENDENCY = {
 """The module that a builder needs, or None."""
 
 
-FAST = ("timer", "moment", "moirai2", "chronos_bolt", "ttm")
+FAST = ("timer", "units", "moment", "moirai2", "chronos_bolt", "ttm")
 """Builders whose tests run in `make test`; the others run in `make test-slow`."""
 
 
@@ -81,6 +82,17 @@ def timer_hf(size: str) -> nn.Module:
     return TimerForPrediction(
         TimerConfig(input_token_len=96, output_token_lens=[96], use_cache=False, **(small if size == "tiny" else large))
     )
+
+
+# ---------------------------------------------------------------------- UniTS
+@builder("tiny", "x32", "x64", "x128")
+def units(size: str) -> nn.Module:
+    from sff_fast.models import UniTS, UniTSConfig, UniTSTask
+
+    if size == "tiny":
+        tasks = (UniTSTask("a", "A", 2, num_class=3, task_name="classification"), UniTSTask("b", "B", 1))
+        return UniTS(UniTSConfig(tasks, d_model=16, n_heads=4, e_layers=1, prompt_num=4, pretrain=True))
+    return UniTS(UniTSConfig((UniTSTask("LTF_ETTh1_p96", "ETTh1", 7),), d_model=int(size[1:])))
 
 
 # ---------------------------------------------------------------------- TimesFM

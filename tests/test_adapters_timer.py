@@ -307,3 +307,38 @@ def test_the_head_is_the_output_projection(model):
 def test_a_context_that_is_no_multiple_of_the_patch_is_refused(golden):
     with pytest.raises(ArgumentError, match=r"multiple of 96 .* got 500: use 480 or 576"):
         golden[0].forecast(torch.zeros(1, 500, 1), 96)
+
+
+# --- imputation and anomaly detection ---------------------------------------------------------------------------------
+
+
+def test_imputed_values_are_those_of_the_official_source(golden):
+    adapter, io = golden
+    mask = io["imputation.mask"].bool()
+    # See tests/test_models_timer.py for the tolerance.
+    found = adapter.impute(io["imputation.input"], mask)
+    torch.testing.assert_close(found, io["imputation.output"], rtol=2 * 2**-23, atol=1e-5)
+    truth = torch.randn(io["imputation.input"].shape, generator=torch.Generator().manual_seed(0))
+    values = torch.where(mask, io["imputation.input"], truth)
+    expected = (io["imputation.output"] - truth)[~mask].square().mean()
+    torch.testing.assert_close(adapter.imputation_loss(values, mask), expected, rtol=1e-5, atol=0)
+
+
+def test_a_window_is_expected_patch_by_patch_from_what_came_before(golden):
+    adapter, io = golden
+    values, output = io["anomaly_detection.input"], io["anomaly_detection.output"]
+    found = adapter.reconstruct(values)
+    assert found[:, :96].isnan().all()
+    torch.testing.assert_close(found[:, 96:], output[:, :-96], rtol=2 * 2**-23, atol=1e-5)
+    expected = (output[:, :-96] - values[:, 96:]).square().mean()
+    torch.testing.assert_close(adapter.anomaly_loss(values), expected, rtol=1e-5, atol=0)
+
+
+def test_the_windows_of_the_published_protocols_are_accepted_and_a_single_patch_expects_nothing(golden):
+    adapter = golden[0]
+    assert adapter.impute(torch.zeros(1, 192, 1), torch.ones(1, 192, 1).bool()).shape == (1, 192, 1)
+    assert adapter.reconstruct(torch.zeros(1, 768, 1)).shape == (1, 768, 1)
+    with pytest.raises(ArgumentError, match="the length of a window must be at least 192 for this timer model, got 96"):
+        adapter.reconstruct(torch.zeros(1, 96, 1))
+    with pytest.raises(ArgumentError, match="the length of a window must be a multiple of 96"):
+        adapter.impute(torch.zeros(1, 100, 1), torch.ones(1, 100, 1).bool())

@@ -121,6 +121,16 @@ def test_compare_measures_zero_shot_and_every_strategy_seed_and_alpha(tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["weather.csv"]
 
 
+def test_torchs_random_numbers_are_an_option_that_metrics_and_report_name(tmp_path, data, capsys):
+    options = ("--strategies", "tfs,sff", "--rng", "torch", "--out", tmp_path / "out", "--quiet")
+    assert run("compare", *MODEL, "--data", data, *LENGTHS, *QUICK, *options) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["settings"]["rng"] == "torch"
+    assert [(run["strategy"], run["smooth"]["rng"]) for run in metrics["runs"]] == [("tfs", "torch"), ("sff", "torch")]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert re.search(r"setting: rng\s*</[^>]*>\s*<[^>]*>\s*torch", page)
+
+
 def test_compare_with_out_writes_a_report_that_shows_every_strategy(tmp_path, data, capsys):
     out = tmp_path / "deep" / "out"
     options = ("--strategies", "ff,lp", "--out", out, "--quiet")
@@ -185,6 +195,27 @@ def test_forecast_writes_csv_that_goes_on_where_the_table_ends(tmp_path, data, c
     values = np.array([[float(value) for value in row[1:]] for row in table[1:]])
     assert (abs(values[:, 0] - 300) < 60).all()
     assert (abs(values[:, 1] - 60) < 30).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "options"), [("chronos", ()), ("chronos-t5", ("--num-samples", "3")), ("sundial", ("--num-samples", "3"))]
+)
+def test_forecast_of_a_probabilistic_family_has_a_column_a_quantile(family, options, data, capsys):
+    package = {"sundial": "sktime"}.get(family, "chronos")
+    pytest.importorskip(package, reason=f"{package} is not installed: make models-env")
+    command = ("forecast", "--family", family, "--tiny", "--data", data, *LENGTHS, "--threads", "1", *options)
+    assert run(*command) == 0
+    text = capsys.readouterr().out
+    table = list(csv.reader(io.StringIO(text)))
+    levels = [f"q0.{i}" for i in range(1, 10)]
+    assert table[0] == ["date", "temp", "humid", *(f"{name}_{level}" for level in levels for name in ("temp", "humid"))]
+    values = np.array([[float(value) for value in row[1:]] for row in table[1:]])
+    assert values.shape == (24, 20)
+    assert run(*command, "--seed", "1") == 0
+    # Only sample paths depend on the seed.
+    assert (capsys.readouterr().out == text) == (not options)
+    if options:
+        assert (np.diff(values[:, 2::2], axis=1) >= 0).all()
 
 
 def test_forecast_standardises_with_the_train_part_of_a_split_where_asked(data, capsys, monkeypatch):
@@ -252,7 +283,7 @@ def test_plan_says_why_a_parameter_is_not_elementwise_and_counts_all_kinds(tmp_p
 def test_help_lists_the_commands_that_work_and_no_others(capsys):
     assert run("--help") == 0
     listed = re.findall(r"^  ([a-z]+) {2,}", capsys.readouterr().out.split("Commands:")[1], re.MULTILINE)
-    assert listed == ["demo", "doctor", "plan", "finetune", "compare", "evaluate", "forecast", "bench"]
+    assert listed == ["demo", "doctor", "plan", "smooth", "finetune", "compare", "evaluate", "forecast", "bench"]
 
 
 def test_no_command_at_all_shows_the_help(capsys):
@@ -286,6 +317,7 @@ def test_options_list_what_the_library_has():
     from sff_fast.data.gaps import FILLS
     from sff_fast.optim import check_optimizer_name
     from sff_fast.report import theme
+    from sff_fast.smooth import RNGS
     from sff_fast.training import STRATEGIES
     from sff_fast.training.config import PRECISIONS
     from sff_fast.training.schedules import SCHEDULES
@@ -294,6 +326,7 @@ def test_options_list_what_the_library_has():
     assert tuple(PRECISIONS) == cli_options.PRECISIONS
     assert tuple(SCHEDULES) == cli_options.SCHEDULES
     assert cli_options.FILLS == FILLS
+    assert cli_options.RNGS == RNGS
     for name in cli_options.OPTIMIZERS:
         check_optimizer_name(name)
     assert all(theme.style(name).meaning for name in STRATEGIES)
@@ -304,7 +337,8 @@ def test_every_option_of_every_command_has_a_help_text():
         assert command.help
         assert command.short_help
         for option in command.params:
-            assert option.help, (command.name, option.name)
+            if isinstance(option, click.Option):
+                assert option.help, (command.name, option.name)
 
 
 # --- bad input ------------------------------------------------------------
@@ -378,6 +412,7 @@ BAD_OPTIONS = {
     "device": (("--device", "tpu"), r"device"),
     "precision": (("--precision", "fp8"), r"--precision"),
     "threads": (("--threads", "0"), r"--threads"),
+    "rng": (("--rng", "numpy"), r"--rng.*philox"),
     "context not a multiple of the patch": (("--context-length", "100"), r"context_length.*96"),
     "unknown option": (("--epoch", "3"), r"--epoch"),
     "resume and overwrite": (("--resume", "--overwrite"), r"resume.*overwrite|overwrite.*resume"),
@@ -473,6 +508,54 @@ def test_an_output_folder_without_permission_is_named(tmp_path, data, capsys, mo
 )
 def test_a_factory_that_cannot_be_found_is_named(capsys, factory, pattern):
     check_refused(run("plan", "--factory", factory), capsys.readouterr().err, pattern)
+
+
+BROKEN_MODELS = """
+import torch
+def raises():
+    raise KeyError("no such\\nlayer")
+def needs(width, *more, depth=2):
+    return torch.nn.Linear(width, depth)
+def unwritten():
+    module = torch.nn.Module()
+    module.w = torch.nn.Parameter(torch.empty(3))
+    return module
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Linear(-1, 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "pattern"),
+    [
+        ("broken_models:raises", r"--factory broken_models:raises raised KeyError: .*broken_models.py, line 4"),
+        ("broken_models:Net", r"raised RuntimeError: .*negative dimension"),
+        ("broken_models:needs", r"'needs' needs width, expected a function or class that is called without arguments"),
+        ("broken_models:unwritten", r"the parameter 'w' of shape \(3,\) is uninitialised memory"),
+        ("broken_syntax:build", r"importing 'broken_syntax' raised SyntaxError: .*broken_syntax.py, line 1"),
+        ("broken_import:build", r"importing 'broken_import' raised ZeroDivisionError: .*broken_import.py, line 1"),
+    ],
+)
+def test_a_constructor_that_fails_is_one_line_that_says_where(tmp_path, monkeypatch, capsys, factory, pattern):
+    (tmp_path / "broken_models.py").write_text(BROKEN_MODELS)
+    (tmp_path / "broken_syntax.py").write_text("def build(:\n")
+    (tmp_path / "broken_import.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    check_refused(run("plan", "--factory", factory, "--save", tmp_path / "plan.json"), capsys.readouterr().err, pattern)
+    assert not (tmp_path / "plan.json").exists()
+    sys.modules.pop(factory.partition(":")[0], None)
+
+
+def test_a_bug_of_the_tracer_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr("sff_fast.tracing.build._draw_names", None)
+    (tmp_path / "fine_models.py").write_text("import torch\ndef build():\n    return torch.nn.Linear(3, 2)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(TypeError):
+        run("plan", "--factory", "fine_models:build")
 
 
 def test_an_unknown_command_gets_one_line_and_a_hint(capsys):
@@ -661,7 +744,8 @@ def test_the_documentation_names_every_command_and_option():
     for name, command in cli.commands.items():
         assert f"| `{name}` |" in text
         for option in command.params:
-            assert f"{option.opts[0]}" in text, (name, option.opts)
+            named = option.opts[0] if isinstance(option, click.Option) else option.name.upper()
+            assert named in text, (name, option.opts)
 
 
 def test_the_documentation_names_no_option_that_does_not_exist():

@@ -423,7 +423,7 @@ def test_a_second_moment_in_int8_never_becomes_zero() -> None:
         ({"compensation": "neumaier"}, "compensation must be None or 'kahan', got 'neumaier'"),
         ({"compensation": "kahan", "stochastic_rounding": True}, "exclude each other: choose one"),
         ({"max_norm": 0.0}, r"max_norm must be finite and above 0, or None, got max_norm=0\.0"),
-        ({"max_norm": 1.0, "release_gradients": True}, "max_norm needs all gradients at once"),
+        ({"clip": "layer"}, "clip must be one of global, bucket, got 'layer'"),
         ({"seed": 1.5}, r"seed must be an integer, got 1\.5"),
         ({"bucket_bytes": 0}, "bucket_bytes must be at least 1, got 0"),
     ],

@@ -10,7 +10,8 @@ from torch import nn
 
 from sff_fast.distributions import Constant, Materialized, Normal, TruncNormal, Uniform
 from sff_fast.errors import PlanError
-from sff_fast.plan import InitPlan, ParameterPlan, Segment, digest, draw_recipe
+from sff_fast.plan import InitPlan, ParameterPlan, Segment, digest
+from sff_fast.recipes import draw_recipe
 from sff_fast.tracing import trace
 
 F32 = torch.float32

@@ -18,16 +18,20 @@ from sff_fast.verification import verify
 
 ELEMENTWISE = {"uniform", "normal", "trunc_normal", "constant"}
 
-RECIPES = {"moment": {"orthogonal": 1}}
-"""Tensors that are drawn by a recipe: MOMENT's head of patches is orthogonal. Everything else is elementwise."""
+RECIPES = {"moment": {"orthogonal": 1}, "units": {"table": 2}}
+"""Segments that are no draws: MOMENT's head of patches is orthogonal, UniTS's positions are sines and cosines. Everything
+else is elementwise."""
 
-BOXED = {"moirai": {"param_proj", "in_proj"}}
+BOXED = {"moirai": {"param_proj", "in_proj"}, "units": {"position_embedding.pe"}}
 """Builders with parameters of several boxes, and a part of the names of all that have them."""
 
 PUBLISHED = {
     # parameters and tensors of really constructed models
     "timer:67m": (67_397_728, 133),
     "timer_hf:84m": (84_142_080, 116),
+    "units:x32": (373_464, 120),
+    "units:x64": (1_057_912, 120),
+    "units:x128": (3_459_000, 120),
     "timesfm:200m": (231_289_280, 232),
     "timesfm2_hf:500m": (498_828_960, 813),
     "moment:small": (38_483_232, 79),
@@ -101,6 +105,19 @@ def test_the_class_decides_the_distribution_of_one_family():
 
 
 # ---------------------------------------------------------------------- published sizes
+LARGE = {"timesfm2_hf", "timesfm3"}
+"""Builders whose smallest published size needs 6 GB for three models at a time; their tiny size is checked."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in model_builders.BUILDERS if name not in LARGE])
+def test_a_published_size_is_drawn_as_its_plan_says(name):
+    build = builder(name)
+    size = model_builders.SIZES[name][1]
+    report = verify(lambda: build(size), trace(lambda: build(size)), seeds=(1, 2))
+    assert report.ok, f"\n{report}"
+
+
 MEMORY = """
     import resource, sys
     sys.path.insert(0, {tests!r})
@@ -138,6 +155,6 @@ def test_a_published_size_is_traced_without_its_memory(model):
     parameters, tensors, grown, buffers, *found = result.stdout.split()
     if model in PUBLISHED:
         assert (int(parameters), int(tensors)) == PUBLISHED[model]
-    assert set(found) <= ELEMENTWISE | {"recipe"}
+    assert set(found) <= ELEMENTWISE | {"recipe", "table"}
     # Tables of positions, which are buffers, are computed for real: up to three times their size while they are made.
     assert int(grown) <= 20 + 3 * int(buffers)

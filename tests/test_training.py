@@ -17,6 +17,7 @@ import training_fakes
 from safetensors.torch import load_file
 from training_fakes import CONTEXT, HORIZON, FakeAdapter, make_data, make_table, newest_state, read_log
 
+from sff_fast.adapters import Forecast
 from sff_fast.data import ForecastData, Scaler, Table
 from sff_fast.errors import ArgumentError, CheckpointError, DataError, OutputError
 from sff_fast.training import evaluate, finetune, forecast
@@ -207,12 +208,26 @@ def test_strategies_that_change_the_weights_call_the_kernel_with_alpha_and_seed(
     monkeypatch.setattr(module, {"tfs": "fill_", "sff": "smooth_"}[strategy], kernel)
     adapter = FakeAdapter.tiny()
     untouched = evaluate(adapter, data, "val")["mse"]
-    result = finetune(adapter, data, strategy, alpha=0.6, seed=5, epochs=1, plan="the plan")
-    options = {"tfs": {"seed": 5}, "sff": {"seed": 5, "alpha": 0.6, "again": False}}[strategy]
+    result = finetune(adapter, data, strategy, alpha=0.6, seed=5, rng="torch", epochs=1, plan="the plan")
+    options = {"seed": 5, "rng": "torch"} | {"tfs": {}, "sff": {"alpha": 0.6, "again": False}}[strategy]
     assert calls == [("the plan", options)]
     assert result.alpha == {"tfs": None, "sff": 0.6}[strategy]
     assert result.zero_shot["val_mse"] == untouched
     assert result.history[0]["val_mse"] > 4  # a bias of 3 on standardised data
+
+
+def test_training_from_scratch_with_torchs_numbers_starts_from_the_weights_of_a_new_model(data):
+    start = {}
+
+    class Listener(FakeAdapter):
+        def on_loss(self, batch):
+            start.update({} if start else {name: p.detach().clone() for name, p in self.model.named_parameters()})
+
+    result = finetune(Listener.tiny(), data, "tfs", seed=5, rng="torch", epochs=1, max_steps=1)
+    torch.manual_seed(5)
+    second = FakeAdapter.tiny().build()
+    assert {name: p.tolist() for name, p in second.named_parameters()} == {name: p.tolist() for name, p in start.items()}
+    assert result.smooth["rng"] == "torch"
 
 
 def test_what_preparing_draws_has_no_say_in_the_order_of_windows_and_dropout(data, monkeypatch):
@@ -504,12 +519,19 @@ def test_overwriting_the_model_to_start_from_is_refused(data, tmp_path):
         ({"lr": 0}, "lr must be a number above 0, got 0"),
         ({"lr": float("nan")}, "lr must be a number above 0, got nan"),
         ({"max_steps": 0}, "max_steps must be"),
+        ({"rng": "numpy"}, "rng must be one of philox, torch, got 'numpy'"),
         ({"schedule": "linear"}, "schedule must be one of halving, constant, cosine, got 'linear'"),
         ({"patience": 0}, "patience must be"),
         ({"optimizer": "sgd"}, "optimizer must be one of .*adam.*got 'sgd'"),
         ({"weight_decay": -1}, "weight_decay must be a number of at least 0, got -1"),
         ({"grad_clip": 0}, "grad_clip must be a number above 0"),
-        ({"precision": "fp8"}, "precision must be one of fp32, bf16, got 'fp8'"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16, bf16-sr, got 'fp8'"),
+        ({"optimizer": "adam", "precision": "bf16-sr"}, "precision='bf16-sr' needs optimizer fused-adam or fused-adamw"),
+        ({"optimizer": "adamw", "release_gradients": True}, "release_gradients=True needs optimizer fused-adam or"),
+        ({"activation_checkpointing": True}, "the model of the family 'fake' has no repeated layers to recompute"),
+        ({"micro_batch": 33}, "micro_batch must be an integer from 1 to 32, got 33"),
+        ({"max_memory": "6X"}, "max_memory must be a positive number of bytes such as 6G, 800M or 6442450944, got '6X'"),
+        ({"max_memory": 0}, "max_memory must be a positive number of bytes"),
         ({"strategy": "lp-ff", "lp_epochs": 10}, "lp_epochs must be less than epochs"),
         ({"strategy": "lp-ff", "epochs": 1}, "epochs must be at least 2 for lp-ff"),
         ({"strategy": "lp-ff", "max_steps": 1}, "max_steps must be at least 2 for lp-ff"),
@@ -591,6 +613,32 @@ def test_a_forecast_is_in_the_tables_units_and_continues_its_time():
     np.testing.assert_allclose(result.quantiles[0.9], expected + std, rtol=1e-5)
     assert result.columns == ["first", "second"]
     assert [str(stamp)[:13] for stamp in result.timestamps] == [f"2024-01-03T0{hour}" for hour in (2, 3, 4, 5)]
+
+
+class Sampler(FakeAdapter):
+    """The little net with noise around its forecast: a family that draws sample paths."""
+
+    default_num_samples = 40
+
+    def _forecast(self, context, prediction_length, num_samples):
+        mean = self.model(context).float()[:, None]
+        samples = mean + torch.randn(len(context), num_samples, prediction_length, 1)
+        return Forecast(samples.mean(1), samples=samples)
+
+
+def test_a_forecast_by_sample_paths_has_their_quantiles_and_follows_the_seed():
+    adapter = Sampler(FakeAdapter.tiny().model)
+    table = make_table(50)
+    result = forecast(adapter, table, CONTEXT, HORIZON, seed=3, num_samples=11)
+    mean, std = table.values.mean(axis=0), table.values.std(axis=0)
+    context = torch.tensor((table.values[-CONTEXT:] - mean) / std, dtype=torch.float32).T.unsqueeze(2)
+    paths = adapter.forecast(context, HORIZON, seed=3, num_samples=11).samples.squeeze(3).double().numpy()
+    assert list(result.quantiles) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    for level, values in result.quantiles.items():
+        np.testing.assert_allclose(values, np.quantile(paths, level, axis=1).T * std + mean, rtol=1e-5)
+    assert not np.array_equal(result.mean, forecast(adapter, table, CONTEXT, HORIZON, seed=4, num_samples=11).mean)
+    with pytest.raises(ArgumentError, match="draws no sample paths"):
+        forecast(FakeAdapter.tiny(), table, CONTEXT, HORIZON, num_samples=2)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,14 @@ SFF_INLINE float square_root(float x) {
 #endif
 }
 
+SFF_INLINE double square_root(double x) {
+#if defined(__CUDA_ARCH__)
+    return __dsqrt_rn(x);
+#else
+    return __builtin_sqrt(x);
+#endif
+}
+
 template <int S>
 SFF_INLINE uint32_t shift_left(uint32_t x) { return x << S; }
 template <int S>

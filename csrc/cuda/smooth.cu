@@ -6,25 +6,13 @@
 // for 8 of 2 bytes. Scattered elements are done one a thread, each with its own block.
 #include "smooth.h"
 
+#include "global.h"
 #include "unit.h"
 
 namespace sff {
 namespace {
 
 using namespace SFF_ISA;
-
-// A number that the compiler takes for a new one each time.
-__device__ __forceinline__ uint64_t not_hoisted(uint64_t x) {
-#if defined(__CUDA_ARCH__)
-    asm volatile("mov.b64 %0, %0;" : "+l"(x));
-#endif
-    return x;
-}
-
-// The pointer to an address. Only what is derived from a pointer among a kernel's arguments is known to be global memory.
-__device__ __forceinline__ char* at_address(const Launch& launch, uint64_t address) {
-    return launch.memory + static_cast<int64_t>(address - not_hoisted(launch.memory_address));
-}
 
 // What a thread keeps of its run. The rest is read or computed again where it is needed, since registers are what limits
 // the number of threads: addresses, parameters of truncated normals, the key of the rounding stream.
@@ -37,11 +25,11 @@ struct Run {
     float p[2];
 };
 
-__device__ __forceinline__ char* data_of(const Run& run) { return at_address(run.launch, run.chunk.data); }
+__device__ __forceinline__ char* data_of(const Run& run) { return at_address(run.launch.memory, run.chunk.data); }
 
 // kTable: the draw of element 0.
 __device__ __forceinline__ const float* table_of(const Run& run) {
-    return reinterpret_cast<const float*>(at_address(run.launch, run.task.table + 4 * run.chunk.draw));
+    return reinterpret_cast<const float*>(at_address(run.launch.memory, run.task.table + 4 * run.chunk.draw));
 }
 
 template <int Kind>
@@ -228,7 +216,7 @@ __device__ void do_scattered(const Launch& launch, const Task& task, uint64_t at
     if (task.distribution == kConstant) {
         r = task.p[0];
     } else if (task.distribution == kTable) {
-        r = *reinterpret_cast<const float*>(at_address(launch, task.table + 4 * draw));
+        r = *reinterpret_cast<const float*>(at_address(launch.memory, task.table + 4 * draw));
     } else {
         float draws[4];
         draw_block(task, draw >> 2, draws);
@@ -241,14 +229,14 @@ __device__ void do_scattered(const Launch& launch, const Task& task, uint64_t at
         halves[0] = (logical & 4) != 0 ? ((logical & 2) != 0 ? halves[3] : halves[2]) : ((logical & 2) != 0 ? halves[1] : halves[0]);
     }
     const Factors factors = {static_cast<float>(task.shrink), static_cast<float>(task.perturb), task.shrink, task.perturb};
-    T* element = reinterpret_cast<T*>(at_address(launch, task.data + memory * sizeof(T)));
+    T* element = reinterpret_cast<T*>(at_address(launch.memory, task.data + memory * sizeof(T)));
     *element = smoothed<T, Stochastic>(*element, factors, r, ((logical & 1) != 0 ? halves[0] >> 16 : halves[0]) & 0xffffu);
 }
 
-// Blocks of a multiprocessor that the registers are cut for: 75 % of its threads, half for fp64 (whose units are twice as
-// wide) and where arithmetic limits. With fewer registers each of these would spill.
+// Blocks of a multiprocessor that the registers are cut for: 75 % of its threads; five eighths for fp64, whose units are twice as
+// wide; half where arithmetic limits. With fewer registers each of these would spill.
 template <class T, bool Stochastic, bool Truncated>
-constexpr int kResident = Stochastic || Truncated || sizeof(T) == 8 ? 4 : 6;
+constexpr int kResident = Stochastic || Truncated ? 4 : sizeof(T) == 8 ? 5 : 6;
 
 template <class T, bool Stochastic, bool Truncated>
 __global__ void __launch_bounds__(kThreads, (kResident<T, Stochastic, Truncated>)) smooth_kernel(const Launch launch) {
@@ -289,25 +277,14 @@ cudaError_t has_kernel(const Bucket& bucket) {
     return cudaFuncGetAttributes(&attributes, kernel_of(bucket));
 }
 
-cudaError_t shape_of(const Bucket& bucket, Shape& shape) {
-    int device = 0, processors = 0, resident = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (error == cudaSuccess)
-        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel_of(bucket), static_cast<int>(kThreads), 0);
-    if (error != cudaSuccess) return error;
-    const int64_t at_once = static_cast<int64_t>(processors) * resident;
-    shape = {static_cast<unsigned>(bucket.count < at_once ? bucket.count : at_once), kThreads};
-    return cudaSuccess;
-}
+cudaError_t shape_of(const Bucket& bucket, Shape& shape) { return resident_shape(kernel_of(bucket), bucket.count, shape); }
 
 Launch arguments_of(const Bucket& bucket, const Task* tasks, const Chunk* chunks) {
     Launch arguments;
     arguments.tasks = tasks;
     arguments.chunks = chunks + bucket.first;
     arguments.count = static_cast<uint32_t>(bucket.count);
-    arguments.memory = reinterpret_cast<char*>(bucket.memory);
-    arguments.memory_address = bucket.memory;
+    arguments.memory = {reinterpret_cast<char*>(bucket.memory), bucket.memory};
     arguments.draw = philox_key(bucket.seed, 0, 0);
     arguments.round_seed = bucket.round_seed;
     return arguments;

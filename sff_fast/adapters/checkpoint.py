@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sff_fast import files
+from sff_fast.checkpoints.journal import interrupted, journal_of
 from sff_fast.errors import CheckpointError
 
 #: Suffixes of files that ``torch.save`` writes.
@@ -132,16 +133,19 @@ def read_weights(path: Path) -> Any:
         CheckpointError: The file cannot be read, is damaged, or holds other Python objects.
     """
     if path.suffix == ".safetensors":
+        for place in (path, path.parent):
+            if journal_of(place).exists():
+                raise CheckpointError(interrupted(place))
         return _read_safetensors(path)
     if path.suffix in TORCH_SUFFIXES:
         return _read_torch(path)
     raise CheckpointError(f"{str(path)!r} is no file of weights: expected one that ends in {', '.join(WEIGHT_SUFFIXES)}")
 
 
-def unwrapped(content: Any) -> tuple[Any, bool]:
-    """What a file holds under ``"state_dict"``, and True; or the content itself, and False."""
-    if isinstance(content, Mapping) and "state_dict" in content and not isinstance(content["state_dict"], Tensor):
-        return content["state_dict"], True
+def unwrapped(content: Any, key: str = "state_dict") -> tuple[Any, bool]:
+    """What a file holds under a key, and True; or the content itself, and False."""
+    if isinstance(content, Mapping) and key in content and not isinstance(content[key], Tensor):
+        return content[key], True
     return content, False
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from sff_fast import files
-from sff_fast.errors import CheckpointError
+from sff_fast.checkpoints.header import read_header
+from sff_fast.checkpoints.work import SIDECAR as FILE
+from sff_fast.checkpoints.work import read_records, records_of
 from sff_fast.smooth import VOLATILE, remember_smoothing, smoothing_of
 from sff_fast.version import __version__
-
-FILE = "sff_fast.json"
 
 
 def record(model: nn.Module, folder: Path) -> None:
@@ -25,18 +25,15 @@ def record(model: nn.Module, folder: Path) -> None:
 
 
 def restore(model: nn.Module, source: Path | None) -> None:
-    """Give a model that was loaded from ``source`` (a file or folder) the records that lie beside its weights.
+    """Give a model that was loaded from ``source`` (a file or folder) the records in or beside its weights.
 
     Raises:
         CheckpointError: The file is damaged.
     """
     if source is None:
         return
-    path = (source if source.is_dir() else source.parent) / FILE
-    if not path.exists():
-        return
-    content = files.read_json(path, CheckpointError)
-    records = content.get("smoothing") if isinstance(content, dict) else None
-    if not isinstance(records, list) or not all(isinstance(r, dict) and {"seed", "plan_hash"} <= set(r) for r in records):
-        raise CheckpointError(f"{str(path)!r} does not say how the model was smoothed: remove it to load the weights without")
-    remember_smoothing(model, records)
+    records = read_records((source if source.is_dir() else source.parent) / FILE)
+    if not records and source.suffix == ".safetensors" and source.is_file():
+        records = records_of(read_header(source))
+    if records:
+        remember_smoothing(model, records)

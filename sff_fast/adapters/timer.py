@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,17 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sff_fast import files
+from sff_fast.adapters import archive
+from sff_fast.adapters.archive import Layout
 from sff_fast.adapters.base import Adapter, Forecast, Limits, as_dtype
-from sff_fast.adapters.checkpoint import (
-    TORCH_SUFFIXES,
-    existing_path,
-    load_exactly,
-    named_tensors,
-    read_config,
-    read_weights,
-    unwrapped,
-    weight_file,
-)
+from sff_fast.adapters.checkpoint import existing_path, load_exactly, read_config, weight_file
 from sff_fast.errors import ArgumentError, CheckpointError
 from sff_fast.models.timer import Timer, TimerConfig
 
@@ -32,22 +25,10 @@ from sff_fast.models.timer import Timer, TimerConfig
 _PREFIXES = ("module.", "model.", "backbone.")
 _ROOTS = ("patch_embedding.", "decoder.", "proj.")
 _FIELDS = tuple(field.name for field in fields(TimerConfig))
+# Names of a file that was made here: as published in an archive, the model's own in safetensors.
+_WRAPPER = "state_dict"
+_PUBLISHED = {"ckpt": Layout("ckpt", "model.", wrapper=_WRAPPER), "safetensors": Layout("safetensors")}
 _TINY = TimerConfig(patch_len=96, d_model=32, d_ff=64, e_layers=2, n_heads=4)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How a checkpoint file names its tensors, kept so that it is saved as it was found.
-
-    Args:
-        format: ``"ckpt"`` (``torch.save``) or ``"safetensors"``.
-        names: Name in the file to name in the model; several may mean one tensor. Empty: the published names.
-        wrapped: Whether a ``torch.save`` file holds ``{"state_dict": ...}`` or the tensors themselves.
-    """
-
-    format: str
-    names: tuple[tuple[str, str], ...] = ()
-    wrapped: bool = True
 
 
 class TimerAdapter(Adapter):
@@ -62,6 +43,8 @@ class TimerAdapter(Adapter):
 
     family: ClassVar[str] = "timer"
     variant: ClassVar[str] = "timer"
+    # Alpha, learning rate and precision are the base's: the SFF paper found them with this model.
+    tasks: ClassVar[frozenset[str]] = frozenset({"forecast", "imputation", "anomaly"})
     marks: ClassVar[tuple[str, ...]] = (
         "decoder.attn_layers.0.attention.query_projection.weight",
         "value_embedding.weight",
@@ -70,7 +53,7 @@ class TimerAdapter(Adapter):
     model: Timer
 
     def __init__(
-        self, model: Timer, source: Path | None = None, origin: Any = None, layout: _Layout = _Layout("safetensors")
+        self, model: Timer, source: Path | None = None, origin: Any = None, layout: Layout = _PUBLISHED["safetensors"]
     ) -> None:
         super().__init__(model, source, origin)
         self._layout = layout
@@ -103,17 +86,16 @@ class TimerAdapter(Adapter):
             CheckpointError: The checkpoint is missing, damaged, of another family or does not fit its ``config.json``.
         """
         dtype = as_dtype(dtype)
-        if format not in (None, "ckpt", "safetensors"):
-            raise ArgumentError(f"format must be 'ckpt' or 'safetensors', got {format!r}")
+        archive.check_format(format)
         source = existing_path(path)
         weights = weight_file(source, ("timer.ckpt", "model.safetensors")) if source.is_dir() else source
-        state, layout = _read(weights)
+        state, layout = archive.read(weights, _WRAPPER, _own_name)
         config = _configure(state, weights, n_heads, dropout)
         with torch.device("meta"):
             model = Timer(config)
         load_exactly(model, state, weights, cls.family)
         if format not in (None, layout.format):
-            layout = _Layout(format)
+            layout = _PUBLISHED[format]
         origin = partial(cls.load, source, n_heads=n_heads, dropout=dropout, dtype=dtype, format=format)
         return cls(model.to(dtype).eval(), source, origin, layout)
 
@@ -135,6 +117,11 @@ class TimerAdapter(Adapter):
         patch_len = self.model.config.patch_len
         return Limits(min_context=patch_len, max_context=patch_len * self.model.config.max_patches, multiple_of=patch_len)
 
+    def limits_for(self, task: str) -> Limits:
+        """As for forecasting; anomaly detection needs a second patch, the first that the model expects anything of."""
+        limits = self.limits
+        return replace(limits, min_context=2 * limits.min_context) if task == "anomaly" else limits
+
     def head_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The projection of the hidden states to the values of a patch."""
         return [(f"proj.{name}", parameter) for name, parameter in self.model.proj.named_parameters()]
@@ -149,19 +136,8 @@ class TimerAdapter(Adapter):
         A Timer that was made in memory is written as ``model.safetensors`` under its own names; ``timer.ckpt`` carries
         the published ``{"state_dict": {"model." + name: tensor}}``.
         """
-        own = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
-        prefix = "model." if self._layout.format == "ckpt" else ""
-        names = dict(self._layout.names) or {prefix + name: name for name in own}
         files.write_json(folder / "config.json", self.model.config.to_dict())
-        if self._layout.format == "safetensors":
-            tensors = {key: own[name] for key, name in names.items()}
-            files.save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-            return
-        # Cloned once a tensor: torch.save writes a whole storage, of which a tensor may be a small part.
-        own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in own.items()}
-        state = {key: own[name] for key, name in names.items()}
-        with files.atomic_write(folder / "timer.ckpt") as file:
-            torch.save({"state_dict": state} if self._layout.wrapped else state, file)
+        archive.write(self.model, self._layout, folder, "timer.ckpt")
 
     def _loss(self, context: Tensor, target: Tensor) -> Tensor:
         """Mean squared error of the forecast.
@@ -176,6 +152,22 @@ class TimerAdapter(Adapter):
     def _forecast(self, context: Tensor, prediction_length: int, num_samples: int | None) -> Forecast:
         return Forecast(self._roll(context, prediction_length))
 
+    def _impute(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Every output patch stands for its own input patch, as the official code fine-tunes it.
+
+        The pre-trained model predicts the next patch instead, so before fine-tuning its values here mean little.
+        """
+        return self.model.imputation(values, mask)
+
+    def _reconstruct(self, values: Tensor) -> Tensor:
+        """Every patch as predicted from those before it; NaN for the first one.
+
+        Source: arXiv:2402.02368, section 4.3, which detects anomalies by the error of the predicted next segment.
+        """
+        patch_len = self.model.config.patch_len
+        expected = self.model.anomaly_detection(values)[:, :-patch_len]
+        return torch.cat((torch.full_like(values[:, :patch_len], torch.nan, dtype=expected.dtype), expected), dim=1)
+
     def _roll(self, context: Tensor, prediction_length: int) -> Tensor:
         """Forecast patch after patch over a window of constant length, normalised anew at each step."""
         patch_len = self.model.config.patch_len
@@ -187,24 +179,6 @@ class TimerAdapter(Adapter):
             context = torch.cat((context[:, patch_len:].to(patches[-1].dtype), patches[-1]), dim=1)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], _Layout]:
-    """Read a file of weights under the model's own names, aliases merged."""
-    content, wrapped = unwrapped(read_weights(path))
-    found = named_tensors(content, path)
-    state: dict[str, Tensor] = {}
-    first: dict[str, str] = {}
-    for key, tensor in found.items():
-        name = _own_name(key)
-        if name not in state:
-            state[name], first[name] = tensor, key
-        elif not _same(state[name], tensor):
-            raise CheckpointError(
-                f"{str(path)!r}: {first[name]!r} and {key!r} should be one tensor and differ: save the state_dict again"
-            )
-    kind = "ckpt" if path.suffix in TORCH_SUFFIXES else "safetensors"
-    return state, _Layout(kind, tuple((key, _own_name(key)) for key in found), wrapped)
-
-
 def _own_name(key: str) -> str:
     """The model's name for a tensor of a file; a name that is no Timer's stays as it is."""
     name = key
@@ -213,10 +187,6 @@ def _own_name(key: str) -> str:
     if name.startswith("enc_embedding."):
         name = "patch_embedding." + name.removeprefix("enc_embedding.")
     return name if name.startswith(_ROOTS) else key
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
 
 
 def _configure(state: dict[str, Tensor], path: Path, n_heads: int | None, dropout: float | None) -> TimerConfig:

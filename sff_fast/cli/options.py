@@ -14,9 +14,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Written out, so that --help needs no torch; a test compares them with the library's own lists.
 STRATEGIES = ("zero-shot", "tfs", "ff", "sff", "lp", "lp-ff")
 SCHEDULES = ("halving", "constant", "cosine")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "bf16-sr")
 OPTIMIZERS = ("adam", "adamw", "fused-adam", "fused-adamw")
 OPTIMIZER_STATES = ("float32", "bfloat16", "int8")
+RNGS = ("philox", "torch")
 FILLS = ("interpolate", "ffill")
 
 COUNT = Integer(1)
@@ -34,7 +35,9 @@ def _group(*options: Callable[[Function], Function]) -> Callable[[Function], Fun
 
 
 model_options = _group(
-    click.option("--family", metavar="NAME", required=True, help="Model family; `sff-fast doctor` lists them."),
+    click.option(
+        "--family", metavar="NAME", required=True, help="Model family, or one of its variants; `sff-fast doctor` lists them."
+    ),
     click.option("--checkpoint", metavar="PATH", help="Weights in the family's published layout: a file or folder."),
     click.option("--tiny", is_flag=True, help="A small random model of the family instead of --checkpoint."),
 )
@@ -56,6 +59,40 @@ data_options = _group(
     click.option("--prediction-length", type=COUNT, metavar="N", required=True, help="Time steps to forecast."),
     click.option("--stride", type=COUNT, metavar="N", default=1, help="Time steps from one window to the next."),
     gap_options,
+)
+
+optimizer_option = click.option(
+    "--optimizer",
+    type=click.Choice(OPTIMIZERS),
+    show_default="adam, or fused-adam where an option needs it",
+    help="Optimizer.",
+)
+memory_options = _group(
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        show_default="fp32",
+        help="Precision of the parameters; bf16-sr rounds stochastically.",
+    ),
+    click.option("--optimizer-state", type=click.Choice(OPTIMIZER_STATES), help="Precision of a fused optimizer's states."),
+    click.option(
+        "--release-gradients",
+        is_flag=True,
+        default=None,
+        help="Step inside the backward pass and free the gradients; the same result.",
+    ),
+    click.option(
+        "--activation-checkpointing",
+        is_flag=True,
+        default=None,
+        help="Compute activations again in the backward pass; the same result, about a third slower.",
+    ),
+    click.option(
+        "--micro-batch", type=COUNT, metavar="N", show_default="the batch", help="Windows in memory at a time; gradients add up."
+    ),
+    click.option(
+        "--max-memory", metavar="SIZE", help="Peak memory, such as 6G: chooses those of these options that are not given."
+    ),
 )
 
 training_options = _group(
@@ -80,13 +117,18 @@ training_options = _group(
     click.option(
         "--patience", type=COUNT, metavar="N", default=3, help="Epochs without a better validation MSE before stopping."
     ),
-    click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adam", help="Optimizer."),
-    click.option("--optimizer-state", type=click.Choice(OPTIMIZER_STATES), help="Precision of a fused optimizer's states."),
+    optimizer_option,
     click.option("--weight-decay", type=Number(0), metavar="X", default=0.0, help="Weight decay."),
     click.option("--grad-clip", type=Number(0, open_low=True), metavar="X", help="Largest norm of the gradient."),
-    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Precision of the training."),
+    memory_options,
     click.option("--lp-epochs", type=COUNT, metavar="N", show_default="half", help="Epochs of lp-ff that train the head alone."),
     click.option("--keep-initial", is_flag=True, help="Let the weights before training be a candidate for the best."),
+    click.option(
+        "--rng",
+        type=click.Choice(RNGS),
+        default="philox",
+        help="Random weights of sff and tfs: the stream of sff-fast, or the bits of torch.manual_seed(seed) and the constructor.",
+    ),
     click.option("--again", is_flag=True, help="Smooth a model that has been smoothed before."),
     click.option(
         "--checkpoint-every",

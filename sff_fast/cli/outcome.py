@@ -64,7 +64,7 @@ def _write_report(
     adapters = {"zero-shot": zero_shot}
     best = best_run(metrics)
     if best is not None and runs[best].model_dir is not None:
-        adapters[runs[best].strategy] = load(zero_shot.family, runs[best].model_dir)
+        adapters[runs[best].strategy] = load(zero_shot.variant, runs[best].model_dir)
     source = Path(str(metrics["data"]["source"])).name
     described = metrics["data"]
     tuned = any(run["strategy"] != "zero-shot" for run in metrics["runs"])
@@ -77,7 +77,7 @@ def _write_report(
         metrics,
         [run.history for run in runs],
         sample_windows(data, adapters),
-        title=f"{zero_shot.family} on {source}: {'fine-tuning' if tuned else 'zero-shot'}",
+        title=f"{zero_shot.variant} on {source}: {'fine-tuning' if tuned else 'zero-shot'}",
         subtitle=subtitle,
         arguments=[argument for argument in arguments if argument != "--resume"],
         facts={"plan_hash": zero_shot.plan().hash},

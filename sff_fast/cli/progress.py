@@ -10,12 +10,14 @@ from typing import Any, TextIO
 _PLAIN_INTERVAL = 30.0
 
 
-def make_progress(quiet: bool, stream: TextIO | None = None) -> Any:
+def make_progress(quiet: bool, stream: TextIO | None = None, unit: str = "windows", scale: int = 1) -> Any:
     """The progress display that suits the stream.
 
     Args:
         quiet: Whether nothing is to be shown.
         stream: Where to show it; stderr by default, so that stdout holds results only.
+        unit: What is counted, in words.
+        scale: How many of what ``start`` and ``update`` are told make one of them.
 
     Returns:
         An object with ``start``, ``update``, ``epoch`` and ``close``, or None for no display.
@@ -23,19 +25,19 @@ def make_progress(quiet: bool, stream: TextIO | None = None) -> Any:
     stream = sys.stderr if stream is None else stream
     if quiet:
         return None
-    return BarProgress(stream) if stream.isatty() else LineProgress(stream)
+    return (BarProgress if stream.isatty() else LineProgress)(stream, unit, scale)
 
 
 class _Throughput:
-    """Windows a second since the task began, and the time that the rest will take at that rate."""
+    """Windows, or what else is counted, a second since the task began, and the time that the rest will take at that rate."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: float) -> None:
         self.total = total
-        self.done = 0
+        self.done = 0.0
         self._began = time.monotonic()
 
     def rate(self) -> float | None:
-        """Windows a second, None before anything was done."""
+        """How many a second, None before anything was done."""
         passed = time.monotonic() - self._began
         return self.done / passed if self.done and passed > 0 else None
 
@@ -50,10 +52,13 @@ class LineProgress:
 
     Args:
         stream: Where the lines go.
+        unit: What is counted, in words.
+        scale: How many of what it is told make one of them.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, unit: str = "windows", scale: int = 1) -> None:
         self._stream = stream
+        self._unit, self._scale = unit, scale
         self._label = ""
         self._throughput = _Throughput(0)
         self._spoke = 0.0
@@ -61,13 +66,13 @@ class LineProgress:
     def start(self, total: int, label: str) -> None:
         """A task of ``total`` windows begins."""
         self._label = label
-        self._throughput = _Throughput(total)
+        self._throughput = _Throughput(total / self._scale)
         self._spoke = time.monotonic()
-        self._line(f"{total} windows at most")
+        self._line(f"{total / self._scale:.0f} {self._unit} at most")
 
     def update(self, n: int, **fields: Any) -> None:
         """``n`` more windows are done."""
-        self._throughput.done += n
+        self._throughput.done += n / self._scale
         if time.monotonic() - self._spoke >= _PLAIN_INTERVAL:
             self._line(describe(fields), self._pace())
 
@@ -82,7 +87,7 @@ class LineProgress:
         from sff_fast.report.theme import format_seconds
 
         rate, remaining = self._throughput.rate(), self._throughput.remaining()
-        return "" if rate is None else f"{rate:.0f} windows/s, at most {format_seconds(remaining)} left"
+        return "" if rate is None else f"{rate:.0f} {self._unit}/s, at most {format_seconds(remaining)} left"
 
     def _line(self, *parts: str) -> None:
         self._spoke = time.monotonic()
@@ -95,10 +100,13 @@ class BarProgress:
 
     Args:
         stream: A terminal.
+        unit: What is counted, in words.
+        scale: How many of what it is told make one of them.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, unit: str = "windows", scale: int = 1) -> None:
         self._stream = stream
+        self._unit, self._scale = unit, scale
         self._bar: Any = None
         self._task: Any = None
         self._label = ""
@@ -114,7 +122,7 @@ class BarProgress:
 
         self.close()
         self._label = label
-        self._throughput = _Throughput(total)
+        self._throughput = _Throughput(total / self._scale)
         self._state = self._validated = ""
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -133,11 +141,11 @@ class BarProgress:
         """``n`` more windows are done."""
         if self._bar is None:
             return
-        self._throughput.done += n
+        self._throughput.done += n / self._scale
         rate = self._throughput.rate()
         self._state = describe(fields) or self._state
         state = ", ".join(part for part in (self._state, self._validated) if part)
-        self._bar.update(self._task, advance=n, state=state, rate="" if rate is None else f"{rate:.0f} windows/s")
+        self._bar.update(self._task, advance=n, state=state, rate="" if rate is None else f"{rate:.0f} {self._unit}/s")
 
     def epoch(self, record: dict[str, Any]) -> None:
         """An epoch ended."""

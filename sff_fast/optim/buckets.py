@@ -13,15 +13,13 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from sff_fast.backends import cpu
 from sff_fast.errors import ArgumentError
 from sff_fast.stream import ROUND, stream_id
 
-from . import reference
+from . import kernels, reference, shards
 from .state import assign, check_state, state_shapes
-from .task import ADAMW_DTYPE, COMPENSATED, NEAREST, PARAM_DTYPES, STATE_TYPES, STOCHASTIC
+from .task import ADAMW_DTYPE, COMPENSATED, NEAREST, PARAM_DTYPES, STATE_TYPES, STOCHASTIC, set_coefficients
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ALIGN = 64
 _NUMPY = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.uint16, torch.uint8: np.uint8}
 _said_moved: set[str] = set()
@@ -51,10 +49,16 @@ def check_parameter(label: str, p: torch.Tensor, group: Mapping[str, object]) ->
     Raises:
         ArgumentError: Naming the parameter.
     """
-    if is_traceable_wrapper_subclass(p):
+    if is_traceable_wrapper_subclass(p) and not shards.is_sharded(p):
         raise ArgumentError(
-            f"parameter {label} is a {type(p.data).__name__}: expected an ordinary tensor, give others to torch.optim.AdamW"
+            f"parameter {label} is a {type(p.data).__name__}: expected an ordinary tensor or a DTensor, "
+            "give others to torch.optim.AdamW"
         )
+    if shards.has_pending_sum(p):
+        raise ArgumentError(
+            f"parameter {label} is a DTensor with the placements {tuple(p.placements)}: expected Shard and Replicate alone"
+        )
+    p = shards.local(p)
     if p.layout is not torch.strided or p.dtype not in PARAM_DTYPES:
         kind = p.dtype if p.layout is torch.strided else p.layout
         raise ArgumentError(
@@ -70,11 +74,11 @@ def check_parameter(label: str, p: torch.Tensor, group: Mapping[str, object]) ->
 
 
 class Bucket:
-    """Some parameters of one group, dtype and device.
+    """Some parameters of one group, dtype, device and layout.
 
     Args:
         group: The parameter group; its options are read at every step.
-        params: The parameters.
+        params: The parameters; of a DTensor this process's shard is what everything here is about.
         labels: For each its name, or its number in the optimizer as text.
     """
 
@@ -82,7 +86,8 @@ class Bucket:
         self.group = group
         self.params = list(params)
         self.labels = list(labels)
-        self.dtype, self.device = params[0].dtype, params[0].device
+        parts = [shards.local(p) for p in params]
+        self.dtype, self.device, self.layout = parts[0].dtype, parts[0].device, shards.layout_of(params[0])
         self.steps = torch.zeros(len(params), dtype=torch.float32)
         self.amsgrad = bool(group["amsgrad"])
         self.storing = NEAREST
@@ -90,10 +95,10 @@ class Bucket:
             self.storing = COMPENSATED
         elif self.dtype == torch.bfloat16 and group["stochastic_rounding"]:
             self.storing = STOCHASTIC
-        self._elements = [p.numel() for p in params]
-        self._contiguous = [p.is_contiguous() for p in params]
-        self._strides = [p.stride() for p in params]
-        self._shapes = [p.shape for p in params]
+        self._elements = [p.numel() for p in parts]
+        self._contiguous = [p.is_contiguous() for p in parts]
+        self._strides = [p.stride() for p in parts]
+        self._shapes = [p.shape for p in parts]
         self._views: dict[int, dict[str, torch.Tensor]] = {}
         self._allocate()
         self._make_table()
@@ -101,7 +106,12 @@ class Bucket:
     @property
     def native(self) -> bool:
         """Whether the compiled kernels run this bucket."""
-        return self.device.type == "cpu" and not cpu.why_absent()
+        return kernels.available(self.home)
+
+    @property
+    def home(self) -> torch.device:
+        """Where the states lie and the step runs."""
+        return self.device
 
     def _allocate(self) -> None:
         """Flat states, every parameter's part beginning at a multiple of 64 elements."""
@@ -112,22 +122,31 @@ class Bucket:
         for name, (_, dtype) in parts[0].items():
             sizes = [part[name][0] for part in parts]
             starts = np.cumsum([0, *(-(-size // _ALIGN) * _ALIGN for size in sizes)]).tolist()
-            self.flat[name] = _zeros(starts[-1], dtype, self.device)
+            self.flat[name] = _zeros(starts[-1], dtype, self.home)
             for part, start, size in zip(self._parts, starts, sizes):
                 part[name] = self.flat[name][start : start + size]
 
     def _make_table(self) -> None:
         table = np.zeros(len(self.params), ADAMW_DTYPE)
-        table["param"] = [p.data_ptr() for p in self.params]
+        table["param"] = self._addresses()
         table["elements"] = self._elements
         table["param_dtype"] = PARAM_DTYPES[self.dtype]
         table["state_type"] = STATE_TYPES[self.group["state_dtype"]]
         table["storing"] = self.storing
         if self.storing == STOCHASTIC:
-            table["round_stream"] = [stream_id(label, ROUND) for label in self.labels]
+            labels = [shards.label_of(label, p) for label, p in zip(self.labels, self.params)]
+            table["round_stream"] = [stream_id(label, ROUND) for label in labels]
         for name in self.flat:
             table[name] = [part[name].data_ptr() for part in self._parts]
         self.table = table
+
+    def _addresses(self) -> list[int]:
+        """Where the step finds the parameters."""
+        return [shards.local(p).data_ptr() for p in self.params]
+
+    def _stepped(self, i: int) -> torch.Tensor:
+        """The tensor that the step changes for parameter i."""
+        return shards.local(self.params[i]).detach()
 
     def state(self, i: int) -> dict[str, torch.Tensor]:
         """The state of parameter i: views of the flat memory in the parameter's shape, the same ones every time."""
@@ -151,6 +170,7 @@ class Bucket:
         Returns:
             The state of parameter i.
         """
+        source = {name: shards.local(value) for name, value in source.items()}
         check_state(self.labels[i], self._shapes[i], source, self.amsgrad)
         state = self.state(i)
         state["step"].fill_(float(source["step"]))
@@ -175,6 +195,12 @@ class Bucket:
             grad = p.grad
             if grad is None:
                 continue
+            if shards.layout_of(grad) != self.layout:
+                raise ArgumentError(
+                    f"the gradient of parameter {self.labels[i]} is spread as {shards.layout_of(grad)}, the parameter as "
+                    f"{self.layout}: redistribute it before the step"
+                )
+            p, grad = shards.local(p), shards.local(grad)
             if p.dtype != self.dtype or p.device != self.device or p.shape != self._shapes[i]:
                 raise ArgumentError(
                     f"parameter {self.labels[i]} is {p.dtype} {tuple(p.shape)} on {p.device} now, its state was made for "
@@ -194,12 +220,12 @@ class Bucket:
         return np.array(active, np.int64), grads
 
     def _find_moved(self) -> None:
-        addresses = np.array([p.data_ptr() for p in self.params], np.uint64)
+        addresses = np.array(self._addresses(), np.uint64)
         moved = np.nonzero(addresses != self.table["param"])[0]
         if not len(moved):
             return
         for i in moved.tolist():
-            p = self.params[i]
+            p = shards.local(self.params[i])
             if p.stride() != self._strides[i]:
                 raise ArgumentError(
                     f"parameter {self.labels[i]} has the strides {p.stride()} now, its state was made for {self._strides[i]}: "
@@ -218,39 +244,37 @@ class Bucket:
         """The kernel table of this step; counts the step of every parameter in it."""
         steps = self.steps.numpy()
         steps[active] += 1
-        group = self.group
-        lr, eps, decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])
-        beta1, beta2 = (float(beta) for beta in group["betas"])
-        count = steps[active].astype(np.float64)
         table = self.table[active]
         table["grad"] = [grad.data_ptr() for grad in grads]
-        table["grad_scale"] = -grad_scale if group["maximize"] else grad_scale
-        table["l2"] = 0.0 if decoupled else decay
-        table["decay"] = 1.0 - lr * decay if decoupled else 1.0
-        table["beta2"], table["eps"] = beta2, eps
-        table["one_minus_beta1"], table["one_minus_beta2"] = 1.0 - beta1, 1.0 - beta2
-        table["correction"] = 1.0 / np.sqrt(1.0 - beta2**count)
-        table["step_size"] = lr / (1.0 - beta1**count)
-        key = np.uint64(int(group["seed"])) + count.astype(np.uint64) * _GOLDEN
-        table["round_seed"], table["dither"] = key, key >> np.uint64(32)
+        set_coefficients(table, steps[active].astype(np.float64), self.group, grad_scale, decoupled)
         return table
 
     def run_reference(self, active: np.ndarray, grads: Sequence[torch.Tensor], table: np.ndarray) -> None:
         """The step in plain torch."""
         for i, grad, task in zip(active.tolist(), grads, table):
-            reference.step(self._flat_view(i, self.params[i].detach()), self._flat_view(i, grad), self._parts[i], task)
+            reference.step(self._flat_view(i, self._stepped(i)), self._flat_view(i, grad), self._parts[i], task)
+
+    def squares(self, i: int) -> float:
+        """Sum of the squares of the gradient of parameter i, in float64; of this process's shard alone."""
+        grad = shards.local(self.params[i].grad)
+        if not (self.native and grad.dtype == self.dtype and is_dense(grad)):
+            return reference.sum_of_squares(grad)
+        table = self.table[i : i + 1].copy()
+        table["grad"] = grad.data_ptr()
+        return kernels.sum_of_squares(table, self.device)
 
     def _flat_view(self, i: int, x: torch.Tensor) -> torch.Tensor:
         return x.as_strided((self._elements[i],), (1,), x.storage_offset())
 
 
-def make_buckets(group: dict[str, object], labels: Sequence[str], limit: int) -> list[Bucket]:
-    """Cut a group into buckets of consecutive parameters of one dtype and device.
+def make_buckets(group: dict[str, object], labels: Sequence[str], limit: int, kind: type[Bucket] = Bucket) -> list[Bucket]:
+    """Cut a group into buckets of consecutive parameters of one dtype, device and layout.
 
     Args:
         group: The parameter group.
         labels: A name for each parameter.
         limit: Bytes of parameters a bucket may hold; a larger parameter is a bucket alone.
+        kind: Class of the buckets.
 
     Raises:
         ArgumentError: A parameter that the optimizer cannot run.
@@ -262,12 +286,13 @@ def make_buckets(group: dict[str, object], labels: Sequence[str], limit: int) ->
 
     def close() -> None:
         if part:
-            buckets.append(Bucket(group, [params[i] for i in part], [labels[i] for i in part]))
+            buckets.append(kind(group, [params[i] for i in part], [labels[i] for i in part]))
 
     for i, p in enumerate(params):
         check_parameter(labels[i], p, group)
-        width = p.numel() * p.element_size()
-        alike = part and params[part[0]].dtype == p.dtype and params[part[0]].device == p.device
+        width = shards.local(p).numel() * p.element_size()
+        first = params[part[0]] if part else p
+        alike = (first.dtype, first.device) == (p.dtype, p.device) and shards.layout_of(first) == shards.layout_of(p)
         if part and (not alike or size + width > limit):
             close()
             part, size = [], 0

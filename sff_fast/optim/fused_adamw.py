@@ -10,20 +10,34 @@ import numpy as np
 import torch
 
 from sff_fast import backends
-from sff_fast.backends import cpu
 from sff_fast.backends import reference as stream_reference
 from sff_fast.errors import ArgumentError
 
-from . import reference
+from . import kernels, reference, shards
 from .buckets import Bucket, make_buckets
-from .options import check_max_norm, check_options
+from .offload import OffloadedBucket, Pipe
+from .options import check_clipping, check_options
 from .release import GradientRelease
+from .replay import replayed_generators
+from .task import clip_factor
 from .torch_state import match_groups, merged_group, torch_state_dict
 
 BUCKET_BYTES = 32 << 20
 """Bytes of parameters in a bucket: what release_gradients holds at once, besides the layer in flight."""
 
-_OWN = ("max_norm", "release_gradients", "grad_norm", "bucket_bytes")
+_OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes", "offload")
+
+
+Part = tuple[Bucket, np.ndarray, list[torch.Tensor], np.ndarray]
+"""A bucket, its parameters that have a gradient, these gradients, and the kernel table."""
+
+
+def norm_of(squares: list[tuple[shards.Layout, float]]) -> float:
+    """The norm of gradients, from sums of squares of this process's shards and how these are spread."""
+    sums: dict[shards.Layout, list[float]] = {}
+    for layout, value in squares:
+        sums.setdefault(layout, []).append(value)
+    return math.sqrt(math.fsum(shards.sum_over_shards(layout, math.fsum(values)) for layout, values in sums.items()))
 
 
 class FusedAdamW(torch.optim.Optimizer):
@@ -45,11 +59,16 @@ class FusedAdamW(torch.optim.Optimizer):
             dtype. Default None.
         release_gradients: Step inside the backward pass, a bucket at a time, and free the gradients; ``step()`` then only
             does what is left. Default False.
-        max_norm: Clip the gradient by its global norm, as ``torch.nn.utils.clip_grad_norm_`` but without writing it.
-            Default None: do not.
+        max_norm: Clip the gradient by its norm, as ``torch.nn.utils.clip_grad_norm_`` but without writing it. Default None:
+            do not.
+        clip: The norm that ``max_norm`` bounds: ``"global"`` (default), that of all gradients, which with
+            release_gradients needs :meth:`backward`; or ``"bucket"``, that of each bucket for itself.
         bucket_bytes: Bytes of parameters a bucket holds. Default 32 MiB.
+        offload: Keep the states and a copy of the parameters in the CPU's memory and step there, for parameters on CUDA
+            devices; the copies overlap with the steps. Default False.
 
-    Every option but ``max_norm``, ``release_gradients`` and ``bucket_bytes`` may differ from group to group.
+    Every option but ``max_norm``, ``clip``, ``release_gradients``, ``bucket_bytes`` and ``offload`` may differ from group to
+    group.
 
     Raises:
         ArgumentError: An option or a parameter is not what it must be.
@@ -77,7 +96,9 @@ class FusedAdamW(torch.optim.Optimizer):
         compensation: str | None = None,
         release_gradients: bool = False,
         max_norm: float | None = None,
+        clip: str = "global",
         bucket_bytes: int = BUCKET_BYTES,
+        offload: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -92,15 +113,25 @@ class FusedAdamW(torch.optim.Optimizer):
             "compensation": compensation,
         }
         check_options(defaults)
-        check_max_norm(max_norm, release_gradients)
+        check_clipping(max_norm, clip)
         if bucket_bytes < 1:
             raise ArgumentError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
-        self.max_norm, self.release_gradients, self.bucket_bytes = max_norm, release_gradients, bucket_bytes
-        self.grad_norm: float | None = None  # of the last step, where max_norm is set
+        self.max_norm, self.clip = max_norm, clip
+        self.release_gradients, self.bucket_bytes, self.offload = release_gradients, bucket_bytes, offload
+        self._norm: float | torch.Tensor | None = None  # global, of the last step, where max_norm bounds it
         self._forget_buckets()
         super().__init__(params, defaults)
         if release_gradients:
             self._release_now()
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Norm of the last step's gradients where ``max_norm`` is set, else None. Reading it waits for a GPU."""
+        return None if self._norm is None else float(self._norm)
+
+    @grad_norm.setter
+    def grad_norm(self, value: float | None) -> None:
+        self._norm = value
 
     # ------------------------------------------------------------------ life
     def add_param_group(self, param_group: dict[str, object]) -> None:
@@ -131,9 +162,11 @@ class FusedAdamW(torch.optim.Optimizer):
         """Buckets are made when they are needed, and take over what ``self.state`` holds."""
         self._bucketed: list[tuple[dict[str, object], list[torch.Tensor], list[Bucket]]] = []
         self._release: GradientRelease | None = None
+        self._pipes: dict[torch.device, Pipe] = {}
+        self._measured = False  # whether grad_norm is that of the gradients to come
 
     def _release_now(self) -> None:
-        self._release = GradientRelease(self._run, self._buckets)
+        self._release = GradientRelease(self._run_released, self._buckets)
         self._release.attach()
 
     def _buckets(self) -> list[Bucket]:
@@ -144,7 +177,7 @@ class FusedAdamW(torch.optim.Optimizer):
             known = self._bucketed[k] if k < len(self._bucketed) else None
             if known is None or not self._fits(known, group):
                 names = group.get("param_names") or [str(number + i) for i in range(len(params))]
-                buckets = make_buckets(group, names, self.bucket_bytes)
+                buckets = make_buckets(group, names, self.bucket_bytes, OffloadedBucket if self.offload else Bucket)
                 for bucket in buckets:
                     for i, p in enumerate(bucket.params):
                         if self.state.get(p):
@@ -199,6 +232,40 @@ class FusedAdamW(torch.optim.Optimizer):
         self._run(self._buckets(), 1.0 if grad_scale is None else 1.0 / float(grad_scale))
         return loss
 
+    def backward(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Forward and backward pass of one step; with release_gradients and global clipping twice.
+
+        Where gradients are freed before the last one is there, their norm is not known in time: a first pass measures it
+        and changes nothing, a second one steps. torch's random generators are replayed, so that both see the same dropout;
+        what else the closure changes (buffers of batch norm) is the caller's to put back. Gradients that were accumulated
+        before are whole anyway: then there is one pass, and :meth:`step` clips and steps.
+
+        Args:
+            closure: Computes the loss; it does not call backward.
+
+        Returns:
+            The loss, detached.
+        """
+        if self._release is not None and self._clips_globally and not self._release.keeps_gradients:
+            if any(p.grad is not None for group in self.param_groups for p in group["params"]):
+                with self._release.accumulating():
+                    return self.backward(closure)
+            with replayed_generators({p.device for group in self.param_groups for p in group["params"]}):
+                with self._release.measuring() as squares:
+                    closure().backward()
+                self.grad_norm = norm_of(squares)
+            self._measured = True
+        try:
+            loss = closure()
+            loss.backward()
+        finally:
+            self._measured = False
+        return loss.detach()
+
+    @property
+    def _clips_globally(self) -> bool:
+        return self.max_norm is not None and self.clip == "global"
+
     def stop_releasing(self) -> None:
         """Take the hooks of release_gradients off the parameters: from now on ``step()`` does the whole step."""
         if self._release is not None:
@@ -234,32 +301,68 @@ class FusedAdamW(torch.optim.Optimizer):
         parts = [
             (bucket, active, grads, bucket.tasks(active, grads, grad_scale, self._decoupled)) for bucket, active, grads in work
         ]
-        if self.max_norm is not None:
-            self._clip(parts, grad_scale)
-        native = [table for bucket, _, _, table in parts if bucket.native]
-        if native:
-            table = np.concatenate(native) if len(native) > 1 else native[0]
-            cpu._cpu.adamw(table.view(np.uint8), torch.get_num_threads(), cpu.forced_isa())
-            stepped = [bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()]
-            torch.autograd.graph.increment_version(stepped)
+        # On a GPU norm, factor and step are one call that nothing waits for.
+        fused = self._clips_globally and not (self._measured or self.offload) and self._on_one_gpu(parts)
+        if self._measured:
+            self._scale(parts, self.grad_norm)
+        elif self._clips_globally and not fused:
+            self.grad_norm = self._measure(parts) * grad_scale
+            self._scale(parts, self.grad_norm)
+        elif self.max_norm is not None and not fused:
+            for part in parts:
+                self._scale([part], self._measure([part]) * grad_scale)
+        if self.offload:
+            for device in {bucket.device for bucket, *_ in parts}:
+                pipe = self._pipes.setdefault(device, Pipe(device))
+                pipe.run([part for part in parts if part[0].device == device])
+            return
+        for device, table in _by_device(parts).items():
+            if fused:
+                self._norm = kernels.clipped_step(table, device, grad_scale, self.max_norm)
+            else:
+                kernels.step(table, device)
+        stepped = [bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()]
+        torch.autograd.graph.increment_version(stepped)
+        torch.autograd.graph.increment_version([shards.local(p) for p in stepped if shards.is_sharded(p)])
         for bucket, active, grads, table in parts:
             if not bucket.native:
                 backends.choose("auto", bucket.device)  # says once that the slow way is taken, and why
                 with stream_reference._calling_thread_alone():
                     bucket.run_reference(active, grads, table)
 
-    def _clip(self, parts: list[tuple[Bucket, np.ndarray, list[torch.Tensor], np.ndarray]], grad_scale: float) -> None:
+    def _run_released(self, buckets: list[Bucket], in_backward: bool) -> None:
+        """The step of buckets whose gradients are freed afterwards."""
+        if in_backward and self._clips_globally and not self._measured:
+            raise ArgumentError(
+                "max_norm with release_gradients=True needs the norm before the gradients are freed: "
+                "call optimizer.backward(closure) instead of loss.backward(), or use clip='bucket'"
+            )
+        self._run(buckets)
+
+    def _measure(self, parts: list[Part]) -> float:
+        """Norm of the gradients of all tables."""
+        native_parts = [] if self.offload else [part for part in parts if part[0].native]
+        others = parts if self.offload else [part for part in parts if not part[0].native]
+        squares = [(bucket.layout, reference.sum_of_squares(g)) for bucket, _, grads, _ in others for g in grads]
+        native: dict[tuple[shards.Layout, torch.device], list[np.ndarray]] = {}
+        for bucket, _, _, table in native_parts:
+            native.setdefault((bucket.layout, bucket.device), []).append(table)
+        # One call over the tables of all buckets: its bits do not depend on how parameters are cut into buckets.
+        for (layout, device), tables in native.items():
+            squares.append((layout, kernels.sum_of_squares(np.concatenate(tables), device)))
+        return norm_of(squares)
+
+    def _scale(self, parts: list[Part], norm: float) -> None:
         """Scale the gradients of all tables to at most max_norm, as ``torch.nn.utils.clip_grad_norm_`` would."""
-        total = sum(reference.sum_of_squares(g) for bucket, _, grads, _ in parts if not bucket.native for g in grads)
-        native = [table for bucket, _, _, table in parts if bucket.native]
-        if native:
-            table = np.concatenate(native) if len(native) > 1 else native[0]
-            total += cpu._cpu.sum_of_squares(table.view(np.uint8), torch.get_num_threads(), cpu.forced_isa())
-        self.grad_norm = math.sqrt(total) * grad_scale
-        coefficient = self.max_norm / (self.grad_norm + 1e-6)
-        if not coefficient >= 1.0:  # NaN too: it belongs into the parameters, as with torch
-            for _, _, _, table in parts:
-                table["grad_scale"] *= np.float32(coefficient)
+        factor = clip_factor(norm, self.max_norm)
+        for _, _, _, table in parts:
+            table["grad_scale"] *= factor
+
+    def _on_one_gpu(self, parts: list[Part]) -> bool:
+        """Whether one table on a GPU, of parameters that are not sharded, is all there is."""
+        return len(_by_device(parts)) == 1 and all(
+            bucket.native and bucket.device.type == "cuda" and bucket.layout is None for bucket, *_ in parts
+        )
 
     # ------------------------------------------------------------------ state dicts
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
@@ -330,3 +433,12 @@ class FusedAdam(FusedAdamW):
         **options: object,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, **options)
+
+
+def _by_device(parts: list[Part]) -> dict[torch.device, np.ndarray]:
+    """One table for each device whose buckets the compiled kernels run."""
+    tables: dict[torch.device, list[np.ndarray]] = {}
+    for bucket, _, _, table in parts:
+        if bucket.native:
+            tables.setdefault(bucket.device, []).append(table)
+    return {device: np.concatenate(some) if len(some) > 1 else some[0] for device, some in tables.items()}

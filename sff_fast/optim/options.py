@@ -48,17 +48,17 @@ def check_options(group: Mapping[str, object]) -> None:
     check_seed(group["seed"])
 
 
-def check_max_norm(max_norm: float | None, release_gradients: bool) -> None:
-    """Refuse a bad bound of the gradient's norm, and one that cannot be kept.
+CLIPPINGS = ("global", "bucket")
+"""What max_norm bounds: the norm of all gradients together, or that of each bucket."""
+
+
+def check_clipping(max_norm: float | None, clip: str) -> None:
+    """Refuse a bad bound of the gradient's norm.
 
     Raises:
         ArgumentError: Naming the option, what was expected and what came.
     """
-    if max_norm is None:
-        return
-    if not 0 < float(max_norm) < math.inf:
+    if max_norm is not None and not 0 < float(max_norm) < math.inf:
         raise ArgumentError(f"max_norm must be finite and above 0, or None, got max_norm={max_norm}")
-    if release_gradients:
-        raise ArgumentError(
-            "max_norm needs all gradients at once, and release_gradients=True frees them one bucket at a time: choose one"
-        )
+    if clip not in CLIPPINGS:
+        raise ArgumentError(f"clip must be one of {', '.join(CLIPPINGS)}, got {clip!r}")

@@ -13,29 +13,40 @@ from contextlib import contextmanager
 import torch
 
 from .buckets import Bucket
+from .shards import Layout, is_sharded
+
+
+def is_reduced_later(p: torch.Tensor) -> bool:
+    """Whether a parameter's gradient may be averaged over processes after autograd has accumulated it, as DDP does.
+
+    Nothing on a parameter tells whether DDP holds it: where there are several processes, every ordinary tensor may be.
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return distributed and torch.distributed.get_world_size() > 1 and not is_sharded(p)
 
 
 class GradientRelease:
     """Hooks on parameters that step their bucket during backward.
 
     Args:
-        step: Steps some buckets with the gradients that are there.
+        step: Steps some buckets with the gradients that are there; told whether that is inside backward.
         buckets: Gives all buckets of the optimizer, as they are now.
     """
 
-    def __init__(self, step: Callable[[list[Bucket]], None], buckets: Callable[[], list[Bucket]]) -> None:
+    def __init__(self, step: Callable[[list[Bucket], bool], None], buckets: Callable[[], list[Bucket]]) -> None:
         self._step, self._buckets = step, buckets
         self._handles: dict[int, torch.utils.hooks.RemovableHandle] = {}
-        self._home: dict[int, Bucket] = {}
+        self._home: dict[int, tuple[Bucket, int]] = {}
         self._ready: dict[int, set[int]] = {}
         self._flush_queued = False
         self._accumulating = False
-        self._said_accumulating = False
+        self._said_accumulating = self._said_reduced = False
+        self._squares: list[tuple[Layout, float]] | None = None
 
     def attach(self) -> None:
         """Put hooks on all parameters that require a gradient and have none; forget former buckets."""
         buckets = self._buckets()
-        self._home = {id(p): bucket for bucket in buckets for p in bucket.params}
+        self._home = {id(p): (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
         self._ready = {id(bucket): set() for bucket in buckets}
         for bucket in buckets:
             for p in bucket.params:
@@ -62,28 +73,70 @@ class GradientRelease:
         finally:
             self._accumulating = False
 
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether gradients are kept until the step at present: all of them, or those of parameters that DDP may reduce."""
+        return self._accumulating or any(is_reduced_later(p) for bucket in self._buckets() for p in bucket.params)
+
+    @contextmanager
+    def measuring(self) -> Iterator[list[tuple[Layout, float]]]:
+        """Square, sum and free the gradients of the backward pass inside instead of stepping.
+
+        Yields:
+            For every gradient how its parameter is spread, and the sum of squares of this process's part.
+        """
+        self._squares = []
+        try:
+            yield self._squares
+        finally:
+            self._squares = None
+
     def flush(self) -> None:
-        """Step what has gradients left: buckets some of whose parameters took no part in the backward pass."""
+        """Step what has gradients left, after the backward pass."""
+        self._step_left(in_backward=False)
+
+    def _end_of_backward(self) -> None:
+        """Step buckets some of whose parameters took no part in the backward pass."""
+        self._step_left(in_backward=True)
+
+    def _step_left(self, in_backward: bool) -> None:
         self._flush_queued = False
         left = [bucket for bucket in self._buckets() if any(p.grad is not None for p in bucket.params)]
-        self._finish(left)
+        if left:
+            self._finish(left, in_backward)
 
     def _gradient_is_there(self, p: torch.Tensor) -> None:
-        if self._accumulating:
+        if self._accumulating or self._waits_for_others(p):
+            return
+        bucket, i = self._home[id(p)]
+        if self._squares is not None:
+            self._squares.append((bucket.layout, bucket.squares(i)))
+            p.grad = None
             return
         if not self._flush_queued:
             self._flush_queued = True
-            torch.autograd.Variable._execution_engine.queue_callback(self.flush)
-        bucket = self._home[id(p)]
+            torch.autograd.Variable._execution_engine.queue_callback(self._end_of_backward)
         ready = self._ready[id(bucket)]
         ready.add(id(p))
         if len(ready) == sum(q.requires_grad for q in bucket.params):
-            self._finish([bucket])
+            self._finish([bucket], in_backward=True)
 
-    def _finish(self, buckets: list[Bucket]) -> None:
+    def _waits_for_others(self, p: torch.Tensor) -> bool:
+        """Whether the gradient that is there is this process's own yet; said once."""
+        if not is_reduced_later(p):
+            return False
+        if not self._said_reduced:
+            self._said_reduced = True
+            logging.getLogger("sff_fast").info(
+                "release_gradients: several processes with ordinary parameters (DDP) keep the whole gradient until step(); "
+                "FSDP2's parameters free it"
+            )
+        return True
+
+    def _finish(self, buckets: list[Bucket], in_backward: bool) -> None:
         for bucket in buckets:
             self._ready.setdefault(id(bucket), set()).clear()
-        self._step(buckets)
+        self._step(buckets, in_backward)
         for bucket in buckets:
             for p in bucket.params:
                 p.grad = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -24,3 +27,53 @@ ADAMW_DTYPE = np.dtype(
     + [(name, "<f4") for name in _COEFFICIENTS]
     + [("reserved", "<u4")]
 )
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def set_coefficients(
+    table: np.ndarray, count: np.ndarray, options: Mapping[str, object], grad_scale: float, decoupled: bool
+) -> None:
+    """Set what a step's number and the options decide.
+
+    Args:
+        table: Entries of :data:`ADAMW_DTYPE`.
+        count: For each the number of its step, from 1 on, float64.
+        options: ``lr``, ``betas``, ``eps``, ``weight_decay``, ``maximize``, ``seed``.
+        grad_scale: What gradients are multiplied by.
+        decoupled: Whether weight decay is AdamW's; else it joins the gradient.
+
+    Source: Kingma & Ba, "Adam", ICLR 2015; the order of operations is that of ``torch.optim``.
+    """
+    lr, eps, decay = float(options["lr"]), float(options["eps"]), float(options["weight_decay"])
+    beta1, beta2 = (float(beta) for beta in options["betas"])
+    table["grad_scale"] = -grad_scale if options["maximize"] else grad_scale
+    table["l2"] = 0.0 if decoupled else decay
+    table["decay"] = 1.0 - lr * decay if decoupled else 1.0
+    table["beta2"], table["eps"] = beta2, eps
+    table["one_minus_beta1"], table["one_minus_beta2"] = 1.0 - beta1, 1.0 - beta2
+    table["correction"] = 1.0 / np.sqrt(1.0 - beta2**count)
+    table["step_size"] = lr / (1.0 - beta1**count)
+    key = np.uint64(int(options["seed"])) + count.astype(np.uint64) * _GOLDEN
+    table["round_seed"], table["dither"] = key, key >> np.uint64(32)
+
+
+def clipping(total: float, grad_scale: float, max_norm: float) -> tuple[float, np.float32]:
+    """Norm and factor of clipping, ``clipping`` of csrc/core/adamw.h.
+
+    Args:
+        total: Sum of squares of all gradients.
+        grad_scale: What gradients are multiplied by.
+        max_norm: The largest norm.
+
+    Returns:
+        The norm, and what gradients are multiplied by besides: 1 where the norm is small enough, NaN where it is NaN.
+    """
+    norm = math.sqrt(total) * grad_scale
+    return norm, clip_factor(norm, max_norm)
+
+
+def clip_factor(norm: float, max_norm: float) -> np.float32:
+    """What gradients of a norm are multiplied by: 1 where it is small enough, NaN where it is NaN, as with torch."""
+    factor = max_norm / (norm + 1e-6)
+    return np.float32(1.0 if factor >= 1.0 else factor)

@@ -9,6 +9,7 @@ import torch
 from sff_fast.errors import CheckpointError
 
 from .options import STRUCTURE, TORCH_ONLY
+from .shards import like
 from .state import to_torch
 
 
@@ -54,6 +55,6 @@ def torch_state_dict(optimizer: torch.optim.Optimizer, peer: type[torch.optim.Op
         groups.append({**template, **own, "params": numbers})
         for i, p in zip(numbers, group["params"]):
             if optimizer.state.get(p):
-                state[i] = to_torch(optimizer.state[p], p.dtype)
+                state[i] = {name: like(value, p) for name, value in to_torch(optimizer.state[p], p.dtype).items()}
         number += len(numbers)
     return {"state": state, "param_groups": groups}

@@ -59,6 +59,8 @@ class DrawRecord:
             for a draw on the meta device, which consumes nothing, else the device's type.
         obstacle: Why the call cannot be repeated; empty where it can.
         observed: Whether the constructor looks at its values: everything after it may depend on them.
+        after: Number of the draw after which the constructor had put torch's generator back, -1 for the beginning; None
+            where the generator goes on from the draw before.
     """
 
     index: int
@@ -72,6 +74,7 @@ class DrawRecord:
     generator: str = "default"
     obstacle: str = ""
     observed: bool = False
+    after: int | None = None
 
     @property
     def replayable(self) -> bool:
@@ -134,6 +137,8 @@ def program_to_json(program: Iterable[DrawRecord]) -> list[dict[str, Any]]:
             item["obstacle"] = record.obstacle
         if record.observed:
             item["observed"] = True
+        if record.after is not None:
+            item["after"] = record.after
         content.append(item)
     return content
 
@@ -166,6 +171,7 @@ def program_from_json(content: Sequence[Mapping[str, Any]]) -> tuple[DrawRecord,
                 item.get("generator", "default"),
                 item.get("obstacle", ""),
                 item.get("observed", False),
+                item.get("after"),
             )
         )
     return tuple(program)

@@ -18,13 +18,11 @@ from sff_fast.distributions import Constant, Materialized
 from sff_fast.errors import PlanError
 from sff_fast.plan import InitPlan, ParameterPlan, Segment
 from sff_fast.replay.generate import FILLERS, generate, scratch_bytes
-from sff_fast.table import boxes
+from sff_fast.table import Pair, boxes
 from sff_fast.tracing.values import apply
 
 CHUNK = 1 << 16
 """Elements that are mixed at a time, so that products and sums take no memory worth speaking of."""
-
-Pair = tuple[ParameterPlan, torch.Tensor, float, float]
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class Part:
         size: Sizes of the box.
         memory: Strides and offset of its elements in the parameter's memory.
         source: Strides and offset of the values: elements of the draw or of the table, row-major.
-        shrink: Factor of the old values.
-        perturb: Factor of the new ones.
+        shrink: Factor of the old values; None where they are not read.
+        perturb: Factor of the new ones; 1 where the old ones are not read.
         value: The constant, or None.
         table: The table, flat, or None.
         operations: What follows the draw.
@@ -49,7 +47,7 @@ class Part:
     size: tuple[int, ...]
     memory: tuple[tuple[int, ...], int]
     source: tuple[tuple[int, ...], int]
-    shrink: float
+    shrink: float | None
     perturb: float
     value: float | None = None
     table: torch.Tensor | None = None
@@ -60,14 +58,16 @@ class Replay:
     """Everything that smoothing by replay needs, checked before the first write.
 
     Args:
-        pairs: (plan of the parameter, its tensor, shrink, perturb).
+        pairs: What lies where.
         plan: The whole plan.
+        fill: Whether the parameters become the draws, whatever they held; the factors are not looked at then. Default False.
 
     Raises:
         PlanError: The plan holds no draw program, or a draw or a parameter cannot be replayed; the message names it.
     """
 
-    def __init__(self, pairs: Sequence[Pair], plan: InitPlan) -> None:
+    def __init__(self, pairs: Sequence[Pair], plan: InitPlan, fill: bool = False) -> None:
+        self._fill = fill
         self._by_draw: dict[int, list[Part]] = {}
         self._fixed: list[Part] = []
         sources = _sources(plan)
@@ -88,7 +88,7 @@ class Replay:
                 raise PlanError(f"rng='torch' cannot replay {record}: {record.obstacle or 'unknown'}; use rng='philox'")
 
     def _lay_out(self, pair: Pair, plan: InitPlan, sources: dict[tuple[str, int], list[tuple[int, Segment, tuple]]]) -> None:
-        parameter, tensor, shrink, perturb = pair
+        parameter, tensor, shrink, perturb, region = pair
         segments: list[tuple[Segment, int, tuple]] = []
         origin: list[int] = []
         for i, segment in enumerate(parameter.segments):
@@ -103,7 +103,7 @@ class Replay:
             return
         pieces = tuple(piece for piece, _, _ in segments)
         laid = ParameterPlan(parameter.name, parameter.shape, parameter.dtype, pieces)
-        for k, size, (memory, drawn, _), (memory_at, drawn_at, _) in boxes(laid, tensor):
+        for k, size, (memory, drawn, _), (memory_at, drawn_at, _) in boxes(laid, tensor, region):
             piece, draw, operations = segments[k]
             value = piece.distribution.value if draw < 0 and isinstance(piece.distribution, Constant) else None
             table = plan.table(parameter.name, origin[k]) if draw < 0 and value is None else None
@@ -113,8 +113,8 @@ class Replay:
                 size,
                 (memory, tensor.storage_offset() + memory_at),
                 (drawn, drawn_at),
-                shrink,
-                perturb,
+                None if self._fill else shrink,
+                1.0 if self._fill else perturb,
                 value,
                 table,
                 operations,
@@ -129,8 +129,14 @@ class Replay:
                 _mix(part, part.table)
             # One buffer for all draws: freed ones of several sizes would add up in the allocator.
             scratch = torch.empty(max(map(scratch_bytes, self._program), default=0), dtype=torch.uint8, device="cpu")
+            returns = {record.after for record in self._program}
+            states = {-1: generator.get_state()}
             for record in self._program:
+                if record.after is not None:
+                    generator.set_state(states[record.after])
                 drawn = generate(record, generator, scratch)
+                if record.index in returns:
+                    states[record.index] = generator.get_state()
                 for part in self._by_draw.get(record.index, ()):
                     _mix(part, drawn)
 
@@ -153,13 +159,14 @@ def _refuse_without_source(parameter: ParameterPlan, segment: Segment, plan: Ini
     distribution = segment.distribution
     if isinstance(distribution, Constant) or (isinstance(distribution, Materialized) and distribution.kind == "table"):
         return
-    if not plan.program:
+    opaque = isinstance(distribution, Materialized) and distribution.kind == "opaque"
+    if not plan.program and not opaque:
         raise PlanError(
             f"rng='torch' needs the constructor's draws, and this plan of {parameter.name!r} holds none: trace the "
             f"factory again with sff_fast.trace"
         )
     blame = next((str(r) for r in plan.program if parameter.name in r.feeds), None)
-    if isinstance(distribution, Materialized) and distribution.kind == "opaque":
+    if opaque:
         through = f"{blame}, which {parameter.name!r} holds as" if blame else f"{parameter.name!r}:"
         raise PlanError(f"rng='torch' cannot replay {through} {distribution.reason}; use rng='philox'")
     raise PlanError(
@@ -187,7 +194,10 @@ def _cells(
 
 
 def _mix(part: Part, values: torch.Tensor | None) -> None:
-    """``p.copy_(p * shrink + q * perturb)``, with one rounding to the dtypes of p and q after each operation."""
+    """``p.copy_(p * shrink + q * perturb)``, with one rounding to the dtypes of p and q after each operation.
+
+    Where p is not read it is ``p.copy_(q)``: a sum would turn -0 into 0, and keep what is not finite in p.
+    """
     forms, offsets = (part.memory[0], part.source[0]), (part.memory[1], part.source[1])
     for size, (memory, source), (memory_at, source_at) in _cells(part.size, forms, offsets):
         p = torch.as_strided(part.tensor, size, memory, memory_at)
@@ -199,4 +209,4 @@ def _mix(part: Part, values: torch.Tensor | None) -> None:
             q = torch.take(values, torch.from_numpy(positions(Box(size, source, source_at)))).reshape(size)
         for operation in part.operations:
             q = apply(q, operation)
-        p.copy_(p * part.shrink + q.to(p.device) * part.perturb)
+        p.copy_(q if part.shrink is None else p * part.shrink + q.to(p.device) * part.perturb)

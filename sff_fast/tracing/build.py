@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from sff_fast.distributions import Constant, Distribution, Materialized
 from sff_fast.errors import PlanError
 from sff_fast.plan import ParameterPlan, Segment, digest, uninitialised_message, unused_name
 from sff_fast.tracing.draws import DrawProgram
-from sff_fast.tracing.memory import Piece, uniform_piece
+from sff_fast.tracing.memory import FROM_OUTSIDE, Piece, uniform_piece
 from sff_fast.tracing.tracer import Tracer
 from sff_fast.tracing.values import Const, Data, Random, Taint
 
@@ -148,12 +148,12 @@ def _opaque_reason(piece: Piece, draft: Draft, tracer: Tracer, signs: dict[int, 
         return None
     if isinstance(value, Data):
         taint = value.origin
-        if taint.draws or taint.random:
+        if taint.draws:
             return f"random values through {' > '.join(taint.operations) or 'an unknown operation'}"
     return None
 
 
-def compare(drafts: list[Draft], tracer: Tracer, others: list[Draft], other: Tracer) -> None:
+def compare(drafts: list[Draft], tracer: Tracer, others: list[Draft], other: Tracer, host: Sequence[str] = ()) -> None:
     """Mark as opaque what differs between two runs with different seeds.
 
     Args:
@@ -161,6 +161,7 @@ def compare(drafts: list[Draft], tracer: Tracer, others: list[Draft], other: Tra
         tracer: Its tracer.
         others: The second run.
         other: Its tracer.
+        host: Whose generators besides torch's the constructor drew from: ``"NumPy"``, ``"Python"``.
 
     Raises:
         PlanError: The runs have different parameters.
@@ -177,11 +178,14 @@ def compare(drafts: list[Draft], tracer: Tracer, others: list[Draft], other: Tra
             if mine.reasons[i] is not None:
                 continue
             if not same:
-                mine.reasons[i] = "differs from one seed to the next in more than its draws"
+                also = f": random numbers of {' and '.join(host)}" if host else ""
+                mine.reasons[i] = f"differs from one seed to the next in more than its draws{also}"
             elif isinstance(piece.value, Data) and not _equal(
                 concrete(mine.parameter, piece.box, tracer), concrete(theirs.parameter, piece.box, other)
             ):
-                mine.reasons[i] = f"random values through {' > '.join(piece.value.origin.operations) or 'NumPy or Python'}"
+                source = f"random numbers of {' and '.join(host)}" if host else "random numbers from outside of torch"
+                through = [step for step in piece.value.origin.operations if step != FROM_OUTSIDE]
+                mine.reasons[i] = source + (f" through {' > '.join(through)}" if through else "")
 
 
 def _alike(mine: Piece, theirs: Piece, pairs: dict[int, int]) -> bool:
@@ -205,7 +209,7 @@ def concrete(parameter: torch.Tensor, box: Box, tracer: Tracer) -> torch.Tensor:
     """The values of a box of a parameter, one-dimensional, in the box's row-major order."""
     tracer.memory.force(parameter)
     with torch.no_grad():
-        flat = parameter.detach().reshape(-1)
+        flat = parameter.detach().reshape(-1).contiguous()  # what has one dimension keeps its stride otherwise
         # as_strided counts from the start of the storage, which a parameter may share with others.
         return torch.as_strided(flat, box.size, box.strides, flat.storage_offset() + box.offset).reshape(-1).cpu().clone()
 

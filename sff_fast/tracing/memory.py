@@ -18,6 +18,9 @@ from sff_fast.boxes import Box, Unrepresentable, coalesce, common, nested, paint
 from sff_fast.tracing.draws import DrawProgram
 from sff_fast.tracing.values import CLEAN, Const, Data, Random, Taint, Uninitialised, Value, apply
 
+FROM_OUTSIDE = "values from outside"
+"""What stands among the operations on memory that was not made under the tracer."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -121,7 +124,7 @@ class Memory:
             count = storage.nbytes() // tensor.element_size()
             if count:
                 whole = Box((count,), (1,), 0)
-                found.writes.append(uniform_piece(whole, Data(Taint(external=True, operations=("values from outside",)))))
+                found.writes.append(uniform_piece(whole, Data(Taint(external=True, operations=(FROM_OUTSIDE,)))))
         return found
 
     def define(self, tensor: torch.Tensor, pieces: Sequence[Piece], concrete: bool) -> None:

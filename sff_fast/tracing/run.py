@@ -20,7 +20,7 @@ from sff_fast.plan import InitPlan, ParameterPlan, Segment, base_versions
 from sff_fast.replay.generate import FILLERS
 from sff_fast.replay.program import DrawRecord, DrawTarget
 from sff_fast.tracing.build import Built, Draft, build, compare, concrete, decide, read_model
-from sff_fast.tracing.draws import Draw, derived_seed
+from sff_fast.tracing.draws import UNSEEN, Draw, derived_seed
 from sff_fast.tracing.memory import Piece
 from sff_fast.tracing.patches import patched
 from sff_fast.tracing.state import LOCK, HostGenerators, preserved
@@ -54,7 +54,7 @@ class Run:
             on_cpu = contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
             with on_cpu, self.tracer:
                 model = factory()
-            self.host_used = host.used()
+            self.host = host.used()
             self.drafts = read_model(model, self.tracer)
         self.versions = _versions(model)
 
@@ -66,7 +66,7 @@ class Run:
     @property
     def differs_with_seed(self) -> bool:
         """Whether more than its recorded draws may differ from one seed to the next."""
-        return self.host_used or self.tracer.observed_random
+        return bool(self.host or self.tracer.observed)
 
     @property
     def holds_external(self) -> bool:
@@ -104,7 +104,7 @@ def trace(factory: Factory) -> InitPlan:
     if run.differs_with_seed or run.holds_external:
         for seed in range(1, 1 + (MORE_SEEDS if run.differs_with_seed else 1)):
             other = Run(factory, seed)
-            compare(run.drafts, run.tracer, other.drafts, other.tracer)
+            compare(run.drafts, run.tracer, other.drafts, other.tracer, run.host)
             same_draws &= run.calls == other.calls
     built = build(run.drafts, run.tracer)
     redraw = _Redraw(factory, built, run, same_draws)
@@ -124,7 +124,12 @@ def _notes(run: Run) -> list[str]:
     if run.tracer.reseeded:
         notes.append("the constructor seeds torch's generator itself: what it draws after that is fixed and kept as a table")
         warnings.warn(f"sff_fast.trace: {notes[-1]}; seed outside of the factory to have it drawn", stacklevel=3)
-    if run.tracer.observed_random:
+    if any(draw.after is not None for draw in run.tracer.program.draws):
+        notes.append(
+            "the constructor puts torch's generator back to an earlier state: draws that repeat earlier ones in shape and "
+            "numbers are one draw, others are taken as independent"
+        )
+    if run.tracer.observed:
         notes.append(f"the constructor looks at random values: it was compared over {1 + MORE_SEEDS} seeds")
     return notes
 
@@ -175,6 +180,7 @@ def _program(run: Run, built: Built, same_draws: bool) -> list[DrawRecord]:
                 draw.generator,
                 obstacle,
                 observed,
+                draw.after,
             )
         )
     return records
@@ -186,11 +192,11 @@ def _obstacle(draw: Draw, tracer: Tracer, same_draws: bool) -> tuple[bool, str]:
         return True, "the constructor looks at its values"
     if draw.generator != "default":
         return False, ""
+    if draw.op == UNSEEN:
+        return False, "torch's generator gave numbers in another thread, or to an operation without a name"
     if draw.law is None or draw.op not in FILLERS:
-        looked = tracer.observed_random and not tracer.observed
-        also = ", and the constructor looks at random values" if looked else ""
-        return looked, f"{draw.op} is no operation that a plan records with its arguments{also}"
-    if not same_draws and not tracer.observed_random:
+        return False, f"{draw.op} is no operation that a plan records with its arguments"
+    if not same_draws and not tracer.observed:
         return True, "the constructor makes other draws with another seed of NumPy or Python"
     return False, ""
 
@@ -212,7 +218,7 @@ class _Redraw:
         self.factory = factory
         self.plans: Mapping[str, ParameterPlan] = {plan.name: plan for plan in built.parameters}
         self.calls = run.calls
-        self.may_vary = run.tracer.observed_random
+        self.may_vary = bool(run.tracer.observed)
         self.links = self._elementwise(built) if same_draws else {}
         self.keys = [
             (plan.name, i)

@@ -60,6 +60,7 @@ class HostGenerators:
         name, keys, position, has_gauss, cached = np.random.get_state()
         return random.getstate(), (name, keys.tobytes(), position, has_gauss, cached)
 
-    def used(self) -> bool:
-        """Whether one of them has another state than it was given."""
-        return self._look() != self._before
+    def used(self) -> tuple[str, ...]:
+        """Those of NumPy and Python whose generator has another state than it was given."""
+        now = self._look()
+        return tuple(name for name, before, after in zip(("Python", "NumPy"), self._before, now) if before != after)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sff_fast.boxes import Unrepresentable
-from sff_fast.tracing.draws import Draw, DrawProgram, derived_seed
+from sff_fast.tracing.draws import UNSEEN, Draw, DrawProgram, derived_seed
 from sff_fast.tracing.memory import Memory, covers_storage
 from sff_fast.tracing.ops import HANDLERS
 from sff_fast.tracing.values import CLEAN, Taint
@@ -24,6 +24,9 @@ OVERWRITES = {
     "geometric_",
 }  # fmt: skip
 """In-place operations that do not read what they write to."""
+
+FRESH = torch.Generator().manual_seed(0).get_state().numpy()[8:24].tobytes()
+"""Where the state of torch's CPU generator counts: after its seed (8 bytes) and before its 624 words."""
 
 DESCRIBES_ONLY = {"is_same_size", "is_pinned", "is_set_to", "_has_compatible_shallow_copy_type"}
 """Operations that look at a tensor's shape and not at its values."""
@@ -64,8 +67,6 @@ class Tracer(TorchDispatchMode):
         self.memory = Memory(self.program)
         self.observed: set[int] = set()
         """Draws whose values the constructor itself looked at."""
-        self.observed_random = False
-        """Whether it looked at any random values."""
         self.read_external = False
         """Whether a recorded value depends on a number that came from outside."""
         self.reseeded = False
@@ -109,14 +110,29 @@ class Tracer(TorchDispatchMode):
             return func(*args, **kwargs)
         return self.run(func, args, kwargs)
 
+    # ------------------------------------------------------------------ torch's generator
+    # A recorded draw takes nothing from it. Instead it is seeded anew after each draw with a number that says after which
+    # one, so that a constructor which puts an earlier state back (torch.random.fork_rng) is noticed.
+    def place(self) -> int:
+        """Number of the draw that torch's generator stands after; -1 before the first one."""
+        return torch.default_generator.initial_seed() - self.generator_seed - 1
+
+    def drew(self, index: int) -> None:
+        """Note that the draw of this number was made from torch's generator."""
+        torch.default_generator.manual_seed(self.generator_seed + 1 + index)
+
     def ambient(self, generator: torch.Generator | None) -> bool:
         """Whether a draw takes its numbers from torch's generator as the caller of the constructor seeded it."""
-        if generator is not None and generator is not torch.default_generator:
+        default, program = torch.default_generator, self.program
+        if generator is not None and generator._cdata != default._cdata:
             return False
-        if torch.default_generator.initial_seed() == self.generator_seed:
-            return True
-        self.reseeded = True
-        return False
+        place = self.place()
+        if not -1 <= place < len(program.draws):
+            self.reseeded = True
+            return False
+        if not _is_fresh(default):
+            self.drew(program.record_at(place, UNSEEN, torch.empty(0), (), None).index)
+        return True
 
     # ------------------------------------------------------------------ running for real
     def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -124,7 +140,7 @@ class Tracer(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and is_plain(x)]
         written, only_written = _written(func, args, kwargs, name)
-        taint = CLEAN
+        taint, ambient = CLEAN, None
         for tensor in tensors:
             if any(tensor is w for w in only_written):
                 if not covers_storage(tensor):
@@ -134,18 +150,16 @@ class Tracer(TorchDispatchMode):
                 taint = taint | self.memory.taint(tensor)
             self.memory.force(tensor)
         if torch.Tag.nondeterministic_seeded in func.tags:
-            generator = kwargs.get("generator")
-            ambient = self.ambient(generator)
-            like = next((x for x in tensors), torch.empty(0))
-            self.program.record(name, like, (), None, "default" if ambient else "own")
-            taint = taint | (Taint(random=True) if ambient else Taint(external=True))
+            ambient = self.ambient(kwargs.get("generator"))
         if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
             self.observe(taint)
         if name in ("isnan", "isinf"):
             taint = CLEAN
-        taint = taint.through(name)
         before = {t.untyped_storage()._cdata for t in tensors}
         result = func(*args, **kwargs)
+        if ambient is not None:
+            taint = taint | self._drawn(name, ambient, [*tensors, *tree_leaves(result)])
+        taint = taint.through(name)
         for tensor in written:
             self.memory.wrote(tensor, taint)
         for tensor in tree_leaves(result):
@@ -156,10 +170,19 @@ class Tracer(TorchDispatchMode):
                 self.memory.wrote(tensor, taint)
         return result
 
+    def _drawn(self, name: str, ambient: bool, tensors: list[Any]) -> Taint:
+        """Record a draw that was just executed for real, and say what its values depend on."""
+        like = next((x for x in tensors if isinstance(x, torch.Tensor) and is_plain(x)), torch.empty(0))
+        if not ambient:
+            self.program.record(name, like, (), None, "own")
+            return Taint(external=True)
+        index = self.program.record_at(self.place(), name, like, (), None).index
+        self.drew(index)
+        return Taint(frozenset((index,)))
+
     def observe(self, taint: Taint) -> None:
         """Note that the constructor looked at values: what it does next may depend on them."""
         self.observed |= taint.draws
-        self.observed_random |= bool(taint.draws) or taint.random
         self.read_external |= taint.external
 
     def read_below(self, tensor: torch.Tensor, observes: bool, leaks: bool) -> None:
@@ -177,6 +200,12 @@ class Tracer(TorchDispatchMode):
             self.observe(self.memory.taint(tensor))
         if leaks:
             self.memory.leak(tensor)
+
+
+def _is_fresh(generator: torch.Generator) -> bool:
+    """Whether a CPU generator has given no number since it was seeded: the counters in its state say so."""
+    # The method of the base class, because the tracer patches that of torch.Tensor.
+    return torch._C.TensorBase.numpy(generator.get_state())[8:24].tobytes() == FRESH
 
 
 @functools.cache

@@ -145,15 +145,13 @@ class Taint:
     """What concrete data depends on.
 
     Args:
-        draws: Recorded draws that it was computed from.
-        random: Random numbers that were drawn for real.
+        draws: Draws from torch's generator that it was computed from.
         external: Values that came from outside of torch (NumPy, files, lists) or from a generator with its own seed.
         uninitialised: Memory that nothing was written to.
         operations: The last operations on the way, for the reason given in the plan.
     """
 
     draws: frozenset[int] = frozenset()
-    random: bool = False
     external: bool = False
     uninitialised: bool = False
     operations: tuple[str, ...] = ()
@@ -163,7 +161,6 @@ class Taint:
             return self
         return Taint(
             self.draws | other.draws,
-            self.random or other.random,
             self.external or other.external,
             self.uninitialised or other.uninitialised,
             self.operations or other.operations,

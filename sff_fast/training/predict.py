@@ -12,7 +12,9 @@ from ..data import Scaler, Table
 from ..data.frequency import infer_frequency
 from ..errors import ArgumentError, DataError
 from .config import resolve_device
-from .runtime import seeded
+
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""The levels at which sample paths are summarised."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,8 @@ class TableForecast:
 
     Attributes:
         mean: float64 [H, C], the point forecast in the data's own units.
-        quantiles: Level to float64 [H, C], or None where the family has none.
+        quantiles: Level to float64 [H, C]: the family's own, or, for a family that draws sample paths, those of the
+            paths at the levels :data:`LEVELS`; None where it has neither.
         columns: Name of each channel.
         timestamps: ``datetime64[us]`` [H], continuing those of the table, or None where it has none.
     """
@@ -41,6 +44,7 @@ def forecast(
     scaler: Scaler | None = None,
     device: str = "auto",
     seed: int = 0,
+    num_samples: int | None = None,
 ) -> TableForecast:
     """Forecast the rows that follow a table from its last ``context_length`` rows.
 
@@ -52,13 +56,15 @@ def forecast(
         scaler: Standardises the channels for the model and turns the forecast back into their units; give the one that
             the model was fine-tuned with (``ForecastData.scaler``). Default: fitted on the whole table.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        seed: For families that draw samples; the global generators are left as they were.
+        seed: For families that draw sample paths; the global generators are left as they were.
+        num_samples: How many paths they draw. Default: the family's own number.
 
     Returns:
         The forecast.
 
     Raises:
-        ArgumentError: The lengths do not fit the model, or the scaler does not fit the table.
+        ArgumentError: The lengths do not fit the model, the scaler does not fit the table, or a family that draws no
+            sample paths is asked for some.
         DataError: The table is shorter than the context, or its time stamps follow no rule that could be continued.
     """
     adapter.check_lengths(context_length, prediction_length)
@@ -72,8 +78,11 @@ def forecast(
     adapter.model.to(device)
     past = torch.from_numpy(scaler.transform(table.values[-context_length:]).astype(np.float32))
     context = past.T.unsqueeze(2).contiguous() if adapter.channel_independent else past.unsqueeze(0)
-    with seeded(seed, device):
-        result = adapter.forecast(context.to(device), prediction_length)
+    result = adapter.forecast(context.to(device), prediction_length, seed=seed, num_samples=num_samples)
+    quantiles = result.quantiles
+    if quantiles is None and result.samples is not None:
+        levels = torch.tensor(LEVELS, dtype=result.samples.dtype, device=result.samples.device)
+        quantiles = dict(zip(LEVELS, result.samples.quantile(levels, dim=1), strict=True))
 
     def to_units(values: torch.Tensor) -> np.ndarray:
         values = values.double().cpu()
@@ -81,7 +90,7 @@ def forecast(
 
     return TableForecast(
         mean=to_units(result.mean),
-        quantiles=None if result.quantiles is None else {q: to_units(v) for q, v in result.quantiles.items()},
+        quantiles=None if quantiles is None else {level: to_units(values) for level, values in quantiles.items()},
         columns=list(table.columns),
         timestamps=_continue(table, prediction_length),
     )

@@ -66,7 +66,8 @@ class Strategy:
 
 
 def _fill(adapter: Any, settings: Settings, plan: Any) -> dict[str, Any]:
-    return fill_(adapter.model, adapter.plan() if plan is None else plan, seed=settings.seed).to_json()
+    plan = adapter.plan() if plan is None else plan
+    return fill_(adapter.model, plan, seed=settings.seed, rng=settings.rng).to_json()
 
 
 def _smooth(adapter: Any, settings: Settings, plan: Any) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def _smooth(adapter: Any, settings: Settings, plan: Any) -> dict[str, Any]:
         adapter.plan() if plan is None else plan,
         alpha=settings.alpha,
         seed=settings.seed,
+        rng=settings.rng,
         again=settings.again,
     ).to_json()
 
@@ -104,8 +106,8 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 @contextlib.contextmanager
-def trainable(adapter: Any, phase: Phase) -> Iterator[list[torch.nn.Parameter]]:
-    """The parameters that a phase trains; ``requires_grad`` is as it was when the block ends.
+def trainable(adapter: Any, phase: Phase) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """The parameters that a phase trains, by name; ``requires_grad`` is as it was when the block ends.
 
     The model stays in training mode also where only the head is trained, as in the reference implementation: the frozen
     part keeps its dropout.
@@ -123,7 +125,8 @@ def trainable(adapter: Any, phase: Phase) -> Iterator[list[torch.nn.Parameter]]:
                 parameter.requires_grad_(False)
             for parameter in head:
                 parameter.requires_grad_(True)
-        parameters = [parameter for parameter, _ in before if parameter.requires_grad]
+        named = adapter.model.named_parameters()
+        parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
         if not parameters:
             raise ArgumentError(f"the model of the family {adapter.family!r} has no parameter that requires a gradient")
         yield parameters

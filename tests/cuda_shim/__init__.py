@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,28 +14,38 @@ import numpy as np
 from sff_fast import table
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 CHUNK_DTYPE = np.dtype([("data", "u8"), ("draw", "u8"), ("logical", "u8"), ("count", "i4"), ("task", "i4")])
 """The layout of ``sff::Chunk`` in ``csrc/cuda/chunks.h``."""
 
-FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-DSFF_ISA=device")
+FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-DSFF_ISA=device")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
 
 
-def build(folder: Path, *, sanitize: bool = False, source: Path = HERE / "shim.cpp") -> Path:
-    """Compile ``source`` (with the unmodified kernels in it) as a library, or with sanitizers.
+def build(
+    sources: Sequence[Path] = (HERE / "shim.cpp",), options: Sequence[str] = ("-O1", "-Werror"), suffix: str = ".so"
+) -> Path:
+    """Compile sources (with the unmodified kernels in them) as a library, or take what an earlier run compiled.
 
     Args:
-        folder: Where the library goes.
-        sanitize: With ASan and UBSan, default False.
-        source: What is compiled.
+        sources: What is compiled, as C++. Default: the kernels of smoothing.
+        options: Of the compiler. Default -O1: the loops are run over small sizes, so that compiling is most of the time.
+        suffix: How the library's name ends.
 
     Returns:
-        The library's path.
+        The library's path, in a folder of its own.
     """
-    library = folder / ("shim-sanitized.so" if sanitize else "shim.so")
-    # -O1: the loops are run over small sizes, so that compiling is most of the time
-    command = ["g++", *FLAGS, "-O1", *(SANITIZERS if sanitize else ()), "-shared", "-fPIC", f"-I{HERE}", str(source)]
-    subprocess.run([*command, "-o", str(library)], check=True)
+    command = ["g++", *FLAGS, *options, "-shared", "-fPIC", f"-I{HERE}", "-x", "c++", *map(str, sources)]
+    digest = hashlib.blake2b(" ".join(command).encode(), digest_size=12)
+    for folder in (HERE, *(ROOT / "csrc" / name for name in (".", "core", "cpu", "cuda"))):
+        for path in sorted(folder.glob("*.[hc]*")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    library = ROOT / "build" / "cuda-tests" / f"{sources[0].stem}-{digest.hexdigest()}" / f"{sources[0].stem}{suffix}"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        made = library.with_name(f"{os.getpid()}-{library.name}")
+        subprocess.run([*command, "-o", str(made)], check=True)
+        made.replace(library)  # whole or not at all
     return library
 
 

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     help="Standardise with the train part of this split, as the fine-tuning did.  [default: with the whole table]",
 )
 @seed_option
+@click.option(
+    "--num-samples",
+    type=COUNT,
+    metavar="N",
+    show_default="the family's own",
+    help="Sample paths, of families that forecast by drawing some; the quantiles in the CSV are theirs.",
+)
 @machine_options
 @click.option("--out", metavar="FILE", help="CSV file to write.  [default: standard output]")
 @click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
@@ -40,6 +47,7 @@ def forecast(
     prediction_length: int,
     split: str | None,
     seed: int,
+    num_samples: int | None,
     threads: int | None,
     device: str,
     out: str | None,
@@ -61,7 +69,16 @@ def forecast(
     if split is not None:
         borders = split_borders(len(table), split, context_length, prediction_length, table.source)
         scaler = Scaler.fit(table.values[slice(*borders.train)])
-    result = library(adapter, table, context_length, prediction_length, scaler=scaler, device=device, seed=seed)
+    result = library(
+        adapter,
+        table,
+        context_length,
+        prediction_length,
+        scaler=scaler,
+        device=device,
+        seed=seed,
+        num_samples=num_samples,
+    )
     text = to_csv(result)
     if out is None:
         click.echo(text, nl=False)

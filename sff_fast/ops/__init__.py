@@ -1,0 +1,15 @@
+"""Smoothing and the optimizer's step as ``torch.library`` operators, so that ``torch.compile`` takes them into its graph.
+
+``sff_fast.smooth_`` and the optimizers call the kernels themselves; these operators are for functions that are compiled.
+Importing this package registers them::
+
+    torch.ops.sff_fast.smooth_(params, table, values)
+    torch.ops.sff_fast.adamw_(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, ...)
+
+Both write in place, on the CPU or on a GPU, wherever the tensors lie, and give the bits of the eager calls.
+"""
+
+from sff_fast.ops.optimizer import adamw_, round_streams
+from sff_fast.ops.smoothing import Bucket, bucket, smooth_
+
+__all__ = ["Bucket", "adamw_", "bucket", "round_streams", "smooth_"]
