@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,39 +143,6 @@ def resident_ns(label: str, dtype: torch.dtype, isa: str) -> float:
     return (best[1] - best[0]) / (lengths[1] - lengths[0])
 
 
-def scale_ns(dtype: torch.dtype) -> float:
-    """Nanoseconds an element of an in-place scale of 10^8 elements in memory: median of nine."""
-    x = torch.zeros(100_000_000, dtype=dtype)
-    times = []
-    for _ in range(10):
-        begin = time.perf_counter_ns()
-        x.mul_(0.999)
-        times.append(time.perf_counter_ns() - begin)
-    return sorted(times[1:])[4] / x.numel()
-
-
-def both_ns(label: str, isa: str) -> tuple[float, float]:
-    """Nanoseconds an element of fp32 in the cache with one caller, and with two at once on memory of their own."""
-
-    def work(records: object, elapsed: list[float]) -> None:
-        begin = time.perf_counter()
-        for _ in range(2000):
-            cpu._cpu.smooth(records, 1, isa)
-        elapsed.append(time.perf_counter() - begin)
-
-    elements, times = 193_536, []
-    for callers in (1, 2):
-        tensors, elapsed = [torch.zeros(elements) for _ in range(callers)], []
-        records = [table.pack(tasks_for(x, DISTRIBUTIONS[label])) for x in tensors]
-        threads = [threading.Thread(target=work, args=(r, elapsed)) for r in records]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        times.append(max(elapsed) / 2000 / elements / callers * 1e9)
-    return times[0], times[1]
-
-
 def speed() -> dict[str, float]:
     """GHz from a chain of multiplications of three cycles each, and exclusive-ors a cycle on ymm and zmm registers."""
     with tempfile.TemporaryDirectory() as folder:
@@ -188,15 +154,15 @@ def speed() -> dict[str, float]:
     return {"GHz": ghz, "ymm": round(ymm / ghz), "zmm": round(zmm / ghz)}
 
 
-def rows(here: dict[str, float]) -> tuple[list[str], dict[tuple[str, str, str], float]]:
+def rows(here: dict[str, float], scale: dict[tuple[str, str], float]) -> tuple[list[str], dict[tuple[str, str, str], float]]:
     """The table's lines, and nanoseconds an element in the cache by distribution, dtype and instruction set.
 
     Args:
         here: From :func:`speed`.
+        scale: Nanoseconds an element of the in-place scale on one thread, by distribution and dtype, where it was measured.
     """
     functions, lines, resident = disassembled(), [], {}
     ghz = here["GHz"]
-    scale = {dtype: scale_ns(dtype) for dtype in TYPES.values()}
     for namespace, (lanes, isa, per, register) in ISAS.items():
         ports = here[register]
         for type_name, dtype in TYPES.items():
@@ -210,10 +176,12 @@ def rows(here: dict[str, float]) -> tuple[list[str], dict[tuple[str, str, str], 
                 cycles, measured = model_cycles(loop), resident_ns(label, dtype, isa)
                 name = str(dtype).removeprefix("torch.")
                 resident[label, name, isa] = measured
+                limit = scale.get((label, name))
+                least = f"{limit:.3f} | {max(1.0, measured / limit):.2f}" if limit else "not measured | "
                 lines.append(
                     f"| {label} | {name} | {isa} | {len(loop.body) / per:.2f} | {loop.arithmetic / per:.2f} "
                     f"| {loop.arithmetic / per / ports:.2f} | {f'{cycles / per:.2f}' if cycles else 'no llvm-mca'} "
-                    f"| {measured * ghz:.2f} | {measured:.3f} | {scale[dtype]:.3f} | {max(1.0, measured / scale[dtype]):.2f} |"
+                    f"| {measured * ghz:.2f} | {measured:.3f} | {least} |"
                 )
                 print(lines[-1], flush=True)
     return lines, resident
@@ -261,9 +229,11 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ.pop("SFF_FAST_ISA", None)
     measured, here = speed(), machine()
-    lines, resident = rows(measured)
-    one, two = both_ns("uniform", "avx512" if measured["zmm"] else "avx2")
     found = latest_rows("smooth")
+    near = {(r["case"], r["threads"]): r for r in found if r["peer"] == "limit" and r["isa"] == "widest"}
+    scale = {tuple(case.split()): float(r["peer_ns"]) for (case, threads), r in near.items() if threads == "1"}
+    lines, resident = rows(measured, scale)
+    one, two = (near["normal float32", threads]["ours_ns"] for threads in ("1", "2"))
     head = f"""# What bounds the CPU kernels
 
 Written by `python tools/kernel_limits.py` on {here["date"]} UTC: {here["cpu"]} at {measured["GHz"]:.2f} GHz that does
@@ -273,10 +243,10 @@ A kernel that computes longer than memory needs cannot reach the speed of an in-
 instructions and vector arithmetic of the main loop an element, counted in the object code; cycles an element that the vector
 ports need for the arithmetic alone; cycles by llvm-mca's model, which lets some 512-bit operations use a third port that the
 measurement above does not find; cycles and time measured in the second-level cache; the in-place scale of 10^8 elements in
-memory; and the least ratio to it that one thread can reach.
+memory, from the benchmark; and the least ratio to it that one thread can reach.
 
-Uniform fp32 in the cache takes {one:.3f} ns an element with one caller and {two:.3f} with two at once: the two cores share no
-vector ports.
+Threads have vector ports of their own where they run on cores of their own: normal fp32, which is bound by them, takes {one} ns
+an element on one thread and {two} on two.
 
 | draw | dtype | ISA | instructions | vector | cycles, ports | cycles, model | cycles, measured | ns | scale, ns | least ratio |
 |---|---|---|---|---|---|---|---|---|---|---|
