@@ -202,6 +202,8 @@ class MemoryModel:
             waiting[bucket] += sizes[name]
             if not missing[bucket]:
                 waiting[bucket] = 0
+            elif sum(waiting.values()) > BUCKET_BYTES:
+                waiting = dict.fromkeys(waiting, 0)
             held.append(sum(waiting.values()))
         return held
 
