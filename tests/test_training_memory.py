@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,16 @@ def test_predicting_leaves_the_model_and_the_generators_as_they_were() -> None:
     assert adapter.model.unsaved.tolist() == [0.0, 0.0]
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapter.model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in adapter.model.parameters())
+
+
+def test_a_model_is_let_go_of_after_its_memory_was_predicted() -> None:
+    adapter = tiny("timer")
+    settings = settings_of(adapter)
+    MemoryModel(adapter, ForecastData(make_table(600), "0.5,0.25,0.25", 96, 24), settings, True).predict(settings)
+    model = weakref.ref(adapter.model)
+    del adapter
+    gc.collect()
+    assert model() is None
 
 
 def test_states_and_weights_are_those_of_the_optimizer() -> None:

@@ -181,7 +181,9 @@ class FusedAdamW(torch.optim.Optimizer):
         self._measured = False  # whether grad_norm is that of the gradients to come
 
     def _release_now(self) -> None:
-        self._release = GradientRelease(self._run_released, self._buckets)
+        # The norm of a bucket needs all of it: then what is incomplete waits for the end of the backward pass.
+        by_bucket = self.max_norm is not None and self.clip == "bucket"
+        self._release = GradientRelease(self._run_released, self._buckets, None if by_bucket else self.bucket_bytes)
         self._release.attach()
 
     def _buckets(self) -> list[Bucket]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -119,6 +118,8 @@ class MemoryModel:
         self._adapter, self._data, self._settings = adapter, data, settings
         self._in_memory = in_memory
         self._resident: int | None = None
+        self._steps: dict[tuple[int, bool], _Step] = {}
+        self._forecasts: dict[int, int] = {}
         self._excess: dict[str, float] = {}
         model = adapter.model
         before = _bytes_of(model)
@@ -201,21 +202,24 @@ class MemoryModel:
             waiting[bucket] += sizes[name]
             if not missing[bucket]:
                 waiting[bucket] = 0
+            elif sum(waiting.values()) > BUCKET_BYTES:
+                waiting = dict.fromkeys(waiting, 0)
             held.append(sum(waiting.values()))
         return held
 
-    @functools.cache  # noqa: B019  (one model, a few arguments; it lives as long as this)
     def _step(self, windows: int, recompute: bool) -> _Step:
         """A pass over so many windows: measured where these are few, else on the line through two that are."""
         counts = sorted({min(count, windows) for count in _TRAINED})
+        for count in counts:
+            if (count, recompute) not in self._steps:
+                self._steps[count, recompute] = self._measured_step(count, recompute)
         if windows in counts:
-            return self._measured_step(windows, recompute)
-        few, more = (self._measured_step(count, recompute) for count in counts)
+            return self._steps[windows, recompute]
+        few, more = (self._steps[count, recompute] for count in counts)
         known = dict(zip((*few.names, None), few.peaks))  # None: what follows the last gradient
         peaks = [_line(counts, (known.get(name, peak), peak), windows) for name, peak in zip((*more.names, None), more.peaks)]
         return _Step(more.names, tuple(peaks))
 
-    @functools.cache  # noqa: B019
     def _measured_step(self, windows: int, recompute: bool) -> _Step:
         names: list[str] = []
         peaks: list[int] = []
@@ -236,10 +240,12 @@ class MemoryModel:
                 peaks.append(live.take_peak())
         return _Step(tuple(names), tuple(peaks))
 
-    @functools.cache  # noqa: B019
     def _evaluation(self, windows: int) -> int:
         counts = sorted({min(count, windows) for count in _FORECAST})
-        peaks = [self._measured_forecast(count) for count in counts]
+        for count in counts:
+            if count not in self._forecasts:
+                self._forecasts[count] = self._measured_forecast(count)
+        peaks = [self._forecasts[count] for count in counts]
         return peaks[-1] if windows in counts else _line(counts, peaks, windows)
 
     def _measured_forecast(self, windows: int) -> int:
