@@ -22,14 +22,14 @@ class Stack(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(CONTEXT, 7)
-        self.blocks = nn.ModuleList(nn.Linear(7, 7) for _ in range(2))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(7, 7), nn.Tanh()) for _ in range(2))
         self.head = nn.Linear(7, HORIZON)
         self.register_buffer("scale", torch.ones(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = torch.tanh(self.first(x.transpose(1, 2)))
         for block in self.blocks:
-            hidden = hidden + torch.tanh(block(hidden))
+            hidden = hidden + block(hidden)
         return (self.head(hidden) * self.scale[0]).transpose(1, 2)
 
 
