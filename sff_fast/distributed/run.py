@@ -260,8 +260,7 @@ class _Job:
             log.close()
 
     def _run(self, plan: Any, stop: Any, saved: tuple[Path, dict[str, Any]] | None, log: RunLog) -> Result:
-        recipe, at = self.recipe, self.at
-        model = self.adapter.model
+        recipe, model = self.recipe, self.adapter.model
         if saved is None:
             began = time.monotonic()
             val, test = self._measure("val"), self._measure("test")
@@ -285,7 +284,7 @@ class _Job:
             self._close_epoch(log)
             self._save(log)
         scatter_from(None if self.twin is None else self.twin.model, model, self.group)
-        test = self._measure("test")
+        test, at = self._measure("test"), self.at
         model.eval()
         model_dir = None if self.folder is None else self.folder / "model"
         result = Result(at.best_epoch, at.best_mse, test, self.zero_shot, at.history, model_dir)
