@@ -80,6 +80,8 @@ def pair(tmp_path_factory) -> tuple[Path, dict[str, list[dict]]]:
         "ddp": {"out": str(folder / "ddp")},
         "ddp-micro": {"micro_batch": 2},
         "fsdp": {"parallel": "fsdp", "micro_batch": 3},
+        "ddp-spare": {"spare": True},
+        "fsdp-spare": {"spare": True, "parallel": "fsdp"},
         "fused": {"parallel": "fsdp", "optimizer": "fused-adam", "optimizer_state": "float32", "grad_clip": 1e3},
         "scratch": {"parallel": "fsdp", "strategy": "tfs", "max_steps": 1, "lr": 1e-12},
         "stopped": stopped,
@@ -153,10 +155,12 @@ def test_wrong_settings_are_refused(settings, message):
 
 
 # ---------------------------------------------------------------------- two processes
-@pytest.mark.parametrize("label", ["ddp", "ddp-micro", "fsdp", "fused"])
+@pytest.mark.parametrize("label", ["ddp", "ddp-micro", "fsdp", "fused", "ddp-spare", "fsdp-spare"])
 def test_two_ranks_give_what_one_gives(pair, alone, label):
     for answer in pair[1][label]:
-        agree(answer, alone)
+        weights = {name: values for name, values in answer["weights"].items() if not name.startswith("spare.")}
+        assert len(weights) == len(answer["weights"]) - 2 * label.endswith("spare")
+        agree({**answer, "weights": weights}, alone)
 
 
 def test_all_ranks_end_with_the_same_answer(pair):
