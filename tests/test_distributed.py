@@ -232,19 +232,25 @@ def test_a_damaged_save_is_refused_and_the_one_before_is_used(pair, tmp_path, al
 
 # ---------------------------------------------------------------------- torchrun
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 sys.path.insert(0, {tests!r})
 from job_ranks import StackAdapter, job
-adapter, calls = StackAdapter.tiny(), []
-def on_loss(batch):
-    calls.append(1)
-    if {kill} and os.environ["RANK"] == "1" and len(calls) == 12:
-        os.kill(os.getpid(), signal.SIGKILL)
-adapter.on_loss = on_loss
-answer = job(adapter, parallel="fsdp", out={out!r}, checkpoint_every=2, resume=True)
-if os.environ["RANK"] == "0":
-    import json
-    open({answer!r}, "w").write(json.dumps(answer))
+
+def main():
+    adapter, calls = StackAdapter.tiny(), []
+
+    def on_loss(batch):
+        calls.append(1)
+        if {kill} and os.environ["RANK"] == "1" and len(calls) == 12:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    adapter.on_loss = on_loss
+    answer = job(adapter, parallel="fsdp", out={out!r}, checkpoint_every=2, resume=True)
+    if os.environ["RANK"] == "0":
+        with open({answer!r}, "w") as file:
+            file.write(json.dumps(answer))
+
+main()  # sharded weights that live until the interpreter ends would keep the group's threads running into its end
 """
 
 
