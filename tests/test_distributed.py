@@ -23,8 +23,8 @@ from sff_fast.distributed import ShareSampler, WindowSampler, finetune
 from sff_fast.errors import ArgumentError, CheckpointError
 from sff_fast.training import evaluate
 
-# Sums of float32 gradients in another order: 2**-24 a sum, carried through eight steps of Adam, which divides small by small.
-CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+# Sums of float32 gradients in another order: 2**-24 a sum, carried through eighteen steps of Adam; 6e-8 was seen.
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 def free_port() -> int:
@@ -80,6 +80,8 @@ def pair(tmp_path_factory) -> tuple[Path, dict[str, list[dict]]]:
         "ddp": {"out": str(folder / "ddp")},
         "ddp-micro": {"micro_batch": 2},
         "fsdp": {"parallel": "fsdp", "micro_batch": 3},
+        "ddp-spare": {"spare": True},
+        "fsdp-spare": {"spare": True, "parallel": "fsdp"},
         "fused": {"parallel": "fsdp", "optimizer": "fused-adam", "optimizer_state": "float32", "grad_clip": 1e3},
         "scratch": {"parallel": "fsdp", "strategy": "tfs", "max_steps": 1, "lr": 1e-12},
         "stopped": stopped,
@@ -104,9 +106,12 @@ def test_every_window_is_trained_on_once_and_in_the_order_of_one_process(size, w
         assert all(len(p[i]) > 0 for p in parts)  # every process makes as many steps
         seen += [window for p, w in zip(parts, weights) if w for window in p[i]]
     assert seen == order
-    for sampler in samplers:
-        sampler.set_epoch(2, start=batch)
-    assert [w for p in zip(*samplers) for part in p for w in part if w not in order[:batch]][: windows - batch or None]
+    if windows > batch:  # resumed after the first batch
+        for sampler in samplers:
+            sampler.set_epoch(2, start=batch)
+        rest = zip(*(list(sampler) for sampler in samplers))
+        weighted = [(part, s.weight(i)) for i, parts in enumerate(rest) for part, s in zip(parts, samplers)]
+        assert [window for part, w in weighted if w for window in part] == order[batch:]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -150,10 +155,12 @@ def test_wrong_settings_are_refused(settings, message):
 
 
 # ---------------------------------------------------------------------- two processes
-@pytest.mark.parametrize("label", ["ddp", "ddp-micro", "fsdp", "fused"])
+@pytest.mark.parametrize("label", ["ddp", "ddp-micro", "fsdp", "fused", "ddp-spare", "fsdp-spare"])
 def test_two_ranks_give_what_one_gives(pair, alone, label):
     for answer in pair[1][label]:
-        agree(answer, alone)
+        weights = {name: values for name, values in answer["weights"].items() if not name.startswith("spare.")}
+        assert len(weights) == len(answer["weights"]) - 2 * label.endswith("spare")
+        agree({**answer, "weights": weights}, alone)
 
 
 def test_all_ranks_end_with_the_same_answer(pair):
@@ -225,19 +232,25 @@ def test_a_damaged_save_is_refused_and_the_one_before_is_used(pair, tmp_path, al
 
 # ---------------------------------------------------------------------- torchrun
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 sys.path.insert(0, {tests!r})
 from job_ranks import StackAdapter, job
-adapter, calls = StackAdapter.tiny(), []
-def on_loss(batch):
-    calls.append(1)
-    if {kill} and os.environ["RANK"] == "1" and len(calls) == 12:
-        os.kill(os.getpid(), signal.SIGKILL)
-adapter.on_loss = on_loss
-answer = job(adapter, parallel="fsdp", out={out!r}, checkpoint_every=2, resume=True)
-if os.environ["RANK"] == "0":
-    import json
-    open({answer!r}, "w").write(json.dumps(answer))
+
+def main():
+    adapter, calls = StackAdapter.tiny(), []
+
+    def on_loss(batch):
+        calls.append(1)
+        if {kill} and os.environ["RANK"] == "1" and len(calls) == 12:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    adapter.on_loss = on_loss
+    answer = job(adapter, parallel="fsdp", out={out!r}, checkpoint_every=2, resume=True)
+    if os.environ["RANK"] == "0":
+        with open({answer!r}, "w") as file:
+            file.write(json.dumps(answer))
+
+main()  # sharded weights that live until the interpreter ends would keep the group's threads running into its end
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch.distributed as dist
 
 from ..errors import BackendError
 
-_LOST = ("gloo", "nccl", "connection", "timed out", "store")
+_LOST = ("gloo", "nccl", "connection", "timed out")
 """Words of the messages with which collectives fail when another process is gone."""
 
 
@@ -63,7 +64,8 @@ class Group:
 def join(device: str = "auto") -> Iterator[Group]:
     """Join the job that torchrun started; without torchrun a group of this process alone.
 
-    A group that exists already (Lightning, accelerate) is used and left as it is.
+    A group that exists already (Lightning, accelerate) is used and left as it is. torchrun's stays until the process ends:
+    sharded parameters need it.
 
     Args:
         device: ``"auto"`` (CUDA where there is one, the rank's own), ``"cpu"`` or ``"cuda"``.
@@ -73,11 +75,12 @@ def join(device: str = "auto") -> Iterator[Group]:
     """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     own = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device(kind)
-    made = not dist.is_initialized()
-    if made and "RANK" in os.environ:
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-    elif made:
+    alone = not dist.is_initialized() and "RANK" not in os.environ
+    if alone:
         dist.init_process_group("nccl" if kind == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    elif not dist.is_initialized():
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        atexit.register(_leave)
     if kind == "cuda":
         torch.cuda.set_device(own)
     group = Group(dist.get_rank(), dist.get_world_size(), own)
@@ -85,8 +88,13 @@ def join(device: str = "auto") -> Iterator[Group]:
         with _others_may_die(group):
             yield group
     finally:
-        if made:
+        if alone:
             dist.destroy_process_group()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -251,7 +251,7 @@ class _Job:
         self.twin = copy.deepcopy(self.adapter) if self.group.writes else None
         if self.twin is not None:
             self.twin.model.to("cpu")
-        self.wrapped = wrap(model, self.group, self.parallel)
+        self.wrapped = wrap(model, self.group, self.parallel, unused=self.parallel == "ddp" and self._leaves_unused())
         log_bytes = 0 if saved is None else saved[1]["log_bytes"]
         log = RunLog(self.folder / "log.jsonl" if self.folder is not None and self.group.writes else None, log_bytes)
         try:
@@ -260,8 +260,7 @@ class _Job:
             log.close()
 
     def _run(self, plan: Any, stop: Any, saved: tuple[Path, dict[str, Any]] | None, log: RunLog) -> Result:
-        recipe, at = self.recipe, self.at
-        model = self.adapter.model
+        recipe, model = self.recipe, self.adapter.model
         if saved is None:
             began = time.monotonic()
             val, test = self._measure("val"), self._measure("test")
@@ -285,7 +284,7 @@ class _Job:
             self._close_epoch(log)
             self._save(log)
         scatter_from(None if self.twin is None else self.twin.model, model, self.group)
-        test = self._measure("test")
+        test, at = self._measure("test"), self.at
         model.eval()
         model_dir = None if self.folder is None else self.folder / "model"
         result = Result(at.best_epoch, at.best_mse, test, self.zero_shot, at.history, model_dir)
@@ -298,6 +297,14 @@ class _Job:
             write_json(self.folder / "metrics.json", as_json(metrics))
         self.group.barrier()
         return result
+
+    def _leaves_unused(self) -> bool:
+        """Whether the loss leaves parameters out, found by one backward pass of one window."""
+        model = self.adapter.model.eval()
+        self.adapter.loss(self.data.train.batch(torch.tensor([0])).to(self.group.device)).backward()
+        unused = any(p.grad is None for p in model.parameters() if p.requires_grad)
+        model.zero_grad(set_to_none=True)
+        return unused
 
     def _finished(self) -> bool:
         recipe, at = self.recipe, self.at

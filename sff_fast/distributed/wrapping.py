@@ -78,7 +78,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def wrap(model: nn.Module, group: Group, parallel: str) -> Wrapped:
+def wrap(model: nn.Module, group: Group, parallel: str, unused: bool = False) -> Wrapped:
     """Let the processes train one model.
 
     Args:
@@ -86,6 +86,7 @@ def wrap(model: nn.Module, group: Group, parallel: str) -> Wrapped:
         group: The processes.
         parallel: ``"ddp"`` (every process has the whole model) or ``"fsdp"`` (each has a part: FSDP2's ``fully_shard`` on
             every block).
+        unused: Whether some parameters take no part in the loss, default False; DDP has to look for them in every step.
 
     Raises:
         ArgumentError: ``parallel`` is something else.
@@ -93,7 +94,8 @@ def wrap(model: nn.Module, group: Group, parallel: str) -> Wrapped:
     program = Program(model)
     if parallel == "ddp":
         devices = [group.device] if group.device.type == "cuda" else None
-        return Wrapped(program, nn.parallel.DistributedDataParallel(program, device_ids=devices), parallel)
+        options = {"device_ids": devices, "find_unused_parameters": unused}
+        return Wrapped(program, nn.parallel.DistributedDataParallel(program, **options), parallel)
     if parallel != "fsdp":
         raise ArgumentError(f"parallel must be one of {', '.join(PARALLEL)}, got {parallel!r}")
     from torch.distributed.device_mesh import init_device_mesh
