@@ -127,7 +127,7 @@ def in_a_process(builder: str, size: str) -> dict[str, float]:
 
 
 def measure(builder: str, size: str) -> dict[str, float]:
-    """Parameters of one model, the median seconds of smoothing it on one thread, and the bytes by which the peak of memory grows."""
+    """Parameters of a model, the median seconds of smoothing it on one thread, and the bytes by which peak memory grows."""
     import torch
     from model_builders import BUILDERS
 
