@@ -78,6 +78,19 @@ class ForecastMetrics:
             self._counts += torch.bincount(channel.to("cpu", torch.int64), minlength=self.n_channels)
         self.windows += len(prediction)
 
+    def sums(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """What :meth:`add_sums` takes: sums of errors [4, C, H] with what rounding lost, windows by channel, windows."""
+        parts = [part for total in (self._squared, self._absolute) for part in total.parts()]
+        return torch.stack(parts), self._counts.clone(), self.windows
+
+    def add_sums(self, errors: torch.Tensor, counts: torch.Tensor, windows: int) -> None:
+        """Add what another process has accumulated (:meth:`sums`)."""
+        for total, parts in ((self._squared, errors[:2]), (self._absolute, errors[2:])):
+            for part in parts:
+                total.add(part)
+        self._counts += counts
+        self.windows += windows
+
     @property
     def mse(self) -> float:
         """Mean squared error over all windows, horizon steps and channels."""
@@ -185,13 +198,16 @@ class _Sum:
 
     def add(self, part: torch.Tensor) -> None:
         total = self._total + part
-        larger = torch.where(self._total >= part, self._total, part)  # neither is ever negative
-        smaller = torch.where(self._total >= part, part, self._total)
+        larger = torch.where(self._total.abs() >= part.abs(), self._total, part)
+        smaller = torch.where(self._total.abs() >= part.abs(), part, self._total)
         self._lost += (larger - total) + smaller
         self._total = total
 
     def value(self) -> torch.Tensor:
         return self._total + self._lost
+
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._total, self._lost
 
 
 def _by_channel(errors: torch.Tensor, channel: torch.Tensor | None, n_channels: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from sff_fast.plan import InitPlan
 from sff_fast.stream import rounding_key
 
 Key = tuple[Hashable, ...]
+_LAYOUT, _STATE = attrgetter("layout"), attrgetter("shape", "dtype", "device")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Prepared:
         shrink: Name to the factor of the weights, for every parameter that is changed.
         perturb: Name to the factor of the draw.
         untouched: Names of the others.
+        versioned: Names of the changed ones that have a version counter: all but inference tensors.
         dtypes: Parameters whose dtype differs from the plan's, as :class:`sff_fast.SmoothReport` has them.
         elements: Elements that are changed.
         records: The kernel table of the CPU, for any seed; None where it cannot be taken over.
@@ -42,6 +45,7 @@ class Prepared:
     shrink: Mapping[str, float]
     perturb: Mapping[str, float]
     untouched: tuple[str, ...]
+    versioned: tuple[str, ...]
     dtypes: tuple[str, ...]
     elements: int
     records: np.ndarray | None = None
@@ -68,11 +72,13 @@ def key_of(parameters: Mapping[str, torch.Tensor], plan: object, *arguments: Has
     """
     if not isinstance(plan, InitPlan):
         return None
-    tensors = parameters.values()
-    if any(type(p) is not nn.Parameter or p.layout is not torch.strided for p in tensors):
+    tensors = tuple(parameters.values())
+    # Whole columns rather than a loop over parameters: this is most of what a second call costs.
+    if {nn.Parameter, *map(type, tensors)} != {nn.Parameter} or {torch.strided, *map(_LAYOUT, tensors)} != {torch.strided}:
         return None
-    state = [(p.data_ptr(), p.shape, p.stride(), p.dtype, p.device, p.is_inference()) for p in tensors]
-    return (id(plan), plan.hash, torch.is_inference_mode_enabled(), *arguments, tuple(parameters), tuple(state))
+    state = (_STATE, torch.Tensor.data_ptr, torch.Tensor.stride, torch.Tensor.is_inference)
+    columns = (tuple(map(column, tensors)) for column in state)
+    return (id(plan), plan.hash, torch.is_inference_mode_enabled(), *arguments, tuple(parameters), *columns)
 
 
 def recall(model: nn.Module, key: Key | None) -> Prepared | None:

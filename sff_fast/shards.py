@@ -70,12 +70,31 @@ def reshard(model: nn.Module) -> None:
     """Put the sharded parameters of FSDP2 back where a forward pass has left gathered ones, which are thrown away later.
 
     It frees memory and communicates nothing.
+
+    Raises:
+        PlanError: It was a module around the model that gathered them.
     """
     if _fsdp_class() is None:
         return
     for module in model.modules():
         if isinstance(module, _fsdp_class()):
             module.reshard()
+    for name, module in model.named_modules():
+        if _is_gathered(module):
+            raise PlanError(
+                f"the parameters of {name or 'the model'!r} are copies that fully_shard of a module around it has gathered: "
+                f"pass that module with prefix=, or call its reshard() first"
+            )
+
+
+def _is_gathered(module: nn.Module) -> bool:
+    # FSDP2 leaves no other trace on a module of its own than a hook, which holds its record of the parameter.
+    for hook in module._load_state_dict_post_hooks.values():
+        for cell in getattr(hook, "__closure__", None) or ():
+            state = getattr(cell.cell_contents, "sharded_state", None)
+            if state is not None and getattr(state, "name", "") == "UNSHARDED":
+                return True
+    return False
 
 
 def is_fully_sharded(model: nn.Module) -> bool:

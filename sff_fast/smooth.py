@@ -255,6 +255,7 @@ def _apply(
             shrink={name: matched[name][0] for name in changed},
             perturb={name: matched[name][1] for name in changed},
             untouched=tuple(name for name in parameters if name not in changed),
+            versioned=tuple(name for name, parameter in changed.items() if not parameter.is_inference()),
             dtypes=tuple(
                 f"{name}: {str(plan[name].dtype).removeprefix('torch.')} -> {str(p.dtype).removeprefix('torch.')}"
                 for name, p in changed.items()
@@ -264,7 +265,7 @@ def _apply(
             records=records,
         )
         prepared.remember(inner, call)
-    _bump_versions([parameters[name] for name in call.shrink])
+    _bump_versions([parameters[name] for name in call.versioned])
     return SmoothReport(
         seed=key,
         stream_version=STREAM_VERSION,
@@ -283,10 +284,10 @@ def _apply(
 
 
 def _bump_versions(parameters: list[nn.Parameter]) -> None:
-    """Tell autograd that parameters were written, and the memory of sharded ones; inference tensors have no counter."""
-    written = [parameter for parameter in parameters if not parameter.is_inference()]
-    torch.autograd.graph.increment_version(written)
-    torch.autograd.graph.increment_version([memory for p in written if (memory := shards.local(p)) is not p])
+    """Tell autograd that parameters were written, and the memory of sharded ones; all of them have a version counter."""
+    torch.autograd.graph.increment_version(parameters)
+    sharded = [memory for p in parameters if type(p) is not nn.Parameter and (memory := shards.local(p)) is not p]
+    torch.autograd.graph.increment_version(sharded)
 
 
 def _check_rng(rng: str, backend: str, rounding: str, threads: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -75,6 +76,18 @@ def test_a_published_checkpoint_has_the_weights_that_the_package_loads(variant, 
     found = {**adapter.model.state_dict(), **dict(adapter.model.named_buffers())}
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) and found[name].dtype == expected[name].dtype for name in expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_new_model_is_drawn_by_the_constructor_of_the_package(variant):
+    adapter = tiny(variant)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        ours = adapter.build()
+        torch.manual_seed(4)
+        theirs = type(adapter.model)(copy.deepcopy(adapter.model.config))
+    assert type(adapter.model).__module__.split(".")[0] == ("transformers" if variant == "chronos-t5" else "chronos")
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -206,8 +219,8 @@ def test_a_model_in_half_precision_has_the_packages_loss(variant, published, win
     adapter, package = load(variant, tmp_path / "half"), upstream(variant)
     theirs = package.load(tmp_path / "half")
     assert {parameter.dtype for parameter in theirs.parameters()} == {torch.bfloat16}
-    assert {name: b.dtype for name, b in theirs.named_buffers()} == {n: b.dtype for n, b in adapter.model.named_buffers()}
     assert torch.equal(adapter.loss(windows), package.loss(theirs, windows.context, windows.target))
+    assert {name: b.dtype for name, b in theirs.named_buffers()} == {n: b.dtype for n, b in adapter.model.named_buffers()}
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

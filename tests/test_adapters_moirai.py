@@ -254,6 +254,7 @@ def test_the_automatic_patch_size_is_the_packages_choice_for_each_window(folders
     found = adapter.forecast(context, 24, seed=1, num_samples=3)
     assert torch.equal(found.samples, script.forecast(model, context, 24, 1, 3, "auto")["samples"])
     assert torch.equal(adapter.loss(windows(64, 24)), load("moirai", folder).loss(windows(64, 24)))
+    assert (adapter.limits.max_context, load("moirai", folder, patch_size=16).limits.max_context) == (511 * 8, 511 * 16)
     with pytest.raises(ArgumentError, match=r"context_length must be more than prediction_length \(96\)"):
         adapter.forecast(context, 96)
 

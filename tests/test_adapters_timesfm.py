@@ -373,3 +373,53 @@ def test_other_folders_are_recognised_by_none(tmp_path, folders):
     (tmp_path / "broken" / "config.json").write_text("[")
     for path in (tmp_path / "empty", tmp_path / "text", tmp_path / "broken", tmp_path / "absent"):
         assert not any(cls.recognises(path) for cls in classes)
+
+
+# --- the two packages of 2.5 ------------------------------------------------------------------------------------------
+
+_BLOCKS = {
+    "tokenizer": "model.input_ff_layer",
+    "output_projection_point": "output_projection_point",
+    "output_projection_quantiles": "output_projection_quantiles",
+}
+_LAYER = {
+    "pre_attn_ln.scale": "input_layernorm.weight",
+    "post_attn_ln.scale": "post_attention_layernorm.weight",
+    "pre_ff_ln.scale": "pre_feedforward_layernorm.weight",
+    "post_ff_ln.scale": "post_feedforward_layernorm.weight",
+    "attn.query_ln.scale": "self_attn.q_norm.weight",
+    "attn.key_ln.scale": "self_attn.k_norm.weight",
+    "attn.per_dim_scale.per_dim_scale": "self_attn.scaling",
+    "attn.out.weight": "self_attn.o_proj.weight",
+    "ff0.weight": "mlp.fc1.weight",
+    "ff1.weight": "mlp.fc2.weight",
+}
+
+
+def as_in_transformers(state):
+    """The tensors of Google's model under the names that transformers gives them."""
+    found = {}
+    for name, tensor in state.items():
+        head, rest = name.split(".", 1)
+        if head in _BLOCKS:
+            found[f"{_BLOCKS[head]}.{rest.replace('hidden_layer', 'input_layer')}"] = tensor
+            continue
+        layer, rest = rest.split(".", 1)
+        if rest == "attn.qkv_proj.weight":
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                found[f"model.layers.{layer}.self_attn.{part}_proj.weight"] = piece
+        else:
+            found[f"model.layers.{layer}.{_LAYER[rest]}"] = tensor
+    return found
+
+
+def test_both_packages_of_2_5_agree_on_the_same_weights(folders):
+    theirs, batch = shaken("timesfm-2.5-google"), windows(96, 128, channels=2)
+    ours = load("timesfm-2.5", folders("timesfm-2.5"), loss="tuner")
+    ours.model.load_state_dict(as_in_transformers(theirs.model.state_dict()))
+    torch.testing.assert_close(
+        ours.forecast(batch.context, 128).mean, theirs.forecast(batch.context, 128).mean, rtol=0, atol=1e-5
+    )
+    # Google's loss goes without the average over the flipped window.
+    ours.model.config.force_flip_invariance = False
+    torch.testing.assert_close(ours.loss(batch), theirs.loss(batch), rtol=1e-5, atol=0)

@@ -250,6 +250,20 @@ def test_gathered_parameters_of_fsdp_are_put_back_before_smoothing():
         assert torch.equal(model(torch.ones(1, 3)), expected(torch.ones(1, 3)))
 
 
+def test_parameters_that_a_module_around_the_model_has_gathered_are_refused():
+    plan = sff_fast.trace(_two)
+    with rank_of(0, 1):
+        model = _two()
+        around = fully_shard(nn.Sequential(model))
+        around(torch.ones(1, 3))
+        with pytest.raises(PlanError, match=r"the parameters of '0' are copies that fully_shard of a module around.*reshard\(\)"):
+            sff_fast.smooth_(model, plan)
+        around.reshard()
+        sff_fast.smooth_(model, plan)
+        around(torch.ones(1, 3))
+        sff_fast.smooth_(around, plan, prefix="-0.", again=True)
+
+
 def _two() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
 

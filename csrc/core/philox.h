@@ -54,9 +54,9 @@ SFF_INLINE PhiloxKey philox_key(uint64_t seed, uint64_t stream, uint32_t block_h
 
 // How `philox` returns the four words of a block.
 enum PhiloxForm {
-    kWords,   // the low half of c[j][i] is word i
-    kPairs,   // c[j][0] holds word 1 in its low half and word 0 above it, c[j][1] word 3 and word 2
-    kJoined,  // c[j][0] holds word 0 in its low half and word 2 above it, c[j][1] word 1 and word 3
+    kSeparate,  // the low half of c[j][i] is word i
+    kPairs,     // c[j][0] holds word 1 in its low half and word 0 above it, c[j][1] word 3 and word 2
+    kJoined,    // c[j][0] holds word 0 in its low half and word 2 above it, c[j][1] word 1 and word 3
 };
 
 // On entry c[j][0] holds kPhiloxM0 * (block low 32) as a 64-bit product; on return the words in the form asked for. J
@@ -118,7 +118,7 @@ SFF_INLINE void philox_blocks(const PhiloxKey& key, uint32_t block_low, uint32_t
     SFF_UNROLL
     for (int j = 0; j < J; ++j)
         c[j][0] = multiply_low_halves(block_low + static_cast<uint32_t>(j), kPhiloxM0);
-    philox<Scalar, J, kWords>(c, key);
+    philox<Scalar, J, kSeparate>(c, key);
     SFF_UNROLL
     for (int j = 0; j < J; ++j) {
         SFF_UNROLL

@@ -237,7 +237,7 @@ __device__ __forceinline__ void do_chunk(const Step& step, int count) {
 
 // Blocks of a multiprocessor that the registers are cut for: half of its threads, three eighths or a quarter where a thread
 // holds more arrays. With fewer registers each of these would spill. Memory is what limits, and a thread has its whole unit of
-// every array in flight: a quarter of the threads have asked for 80 bytes each, 40 KiB a multiprocessor.
+// every array in flight: a quarter of the threads have asked for 56 bytes or more each, 28 KiB a multiprocessor.
 template <class P, class S, bool Amsgrad>
 constexpr int kAdamWResident = std::is_same<S, Int8>::value ? (Amsgrad ? 2 : 3) : Amsgrad && kAdamWUnit<P, S> == 8 ? 3 : 4;
 
@@ -343,11 +343,6 @@ cudaError_t checked_launch(void (*kernel)(Arguments...), Shape shape, cudaStream
 }
 
 }  // namespace
-
-cudaError_t has_adamw_kernel(const AdamWBucket& bucket) {
-    cudaFuncAttributes attributes;
-    return cudaFuncGetAttributes(&attributes, kernel_of(bucket));
-}
 
 cudaError_t adamw_shape_of(const AdamWBucket& bucket, Shape& shape) { return resident_shape(kernel_of(bucket), bucket.count, shape); }
 

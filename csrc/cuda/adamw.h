@@ -33,7 +33,6 @@ struct Clipped {
     float reserved;
 };
 
-cudaError_t has_adamw_kernel(const AdamWBucket& bucket);
 cudaError_t adamw_shape_of(const AdamWBucket& bucket, Shape& shape);
 
 AdamWLaunch arguments_of(const AdamWBucket& bucket, const AdamWTask* tasks, const AdamWChunk* chunks, const float* factor);

@@ -31,7 +31,7 @@ Bucket bucket_of(const Task& t) {
     return {t.dtype, stochastic ? kStochastic : kNearest, t.distribution == kTruncNormal, t.seed, stochastic ? t.round_seed : 0, t.data, 0, 0};
 }
 
-auto order(const Bucket& b) { return std::make_tuple(b.dtype, b.rounding, b.truncated, b.seed, b.round_seed); }
+auto order(const Bucket& b) { return std::make_tuple(b.dtype, b.rounding, b.seed, b.round_seed); }
 
 bool has_runs(const Task& t, int64_t elements) {
     const int last = t.rank - 1;
@@ -106,6 +106,7 @@ Chunks cut_into_chunks(const Task* tasks, int64_t count, int32_t largest) {
             bucket.first = static_cast<int64_t>(result.chunks.size());
             result.buckets.push_back(bucket);
         }
+        result.buckets.back().truncated |= bucket.truncated;
         const int64_t elements = elements_of(t);
         if (has_runs(t, elements)) {
             add_runs(t, i, largest, result.chunks);

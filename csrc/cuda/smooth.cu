@@ -53,9 +53,9 @@ __device__ __forceinline__ void rounding_halves(const Run& run, int at, uint32_t
 
 // The words of the unit at an address; zeros where old values are not read.
 template <class T>
-__device__ __forceinline__ void load_unit(const Run& run, const char* address, uint32_t (&words)[kWords<T>]) {
+__device__ __forceinline__ void load_unit(const Run& run, const char* address, uint32_t (&words)[kUnitWords<T>]) {
     SFF_UNROLL
-    for (int i = 0; i < kWords<T>; i += 4) {
+    for (int i = 0; i < kUnitWords<T>; i += 4) {
         uint4 v = make_uint4(0, 0, 0, 0);
         if (reads_old<T>(run.factors)) v = reinterpret_cast<const uint4*>(address)[i / 4];
         words[i] = v.x;
@@ -66,9 +66,9 @@ __device__ __forceinline__ void load_unit(const Run& run, const char* address, u
 }
 
 template <class T>
-__device__ __forceinline__ void store_unit(char* address, const uint32_t (&words)[kWords<T>]) {
+__device__ __forceinline__ void store_unit(char* address, const uint32_t (&words)[kUnitWords<T>]) {
     SFF_UNROLL
-    for (int i = 0; i < kWords<T>; i += 4)
+    for (int i = 0; i < kUnitWords<T>; i += 4)
         reinterpret_cast<uint4*>(address)[i / 4] = make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
 }
 
@@ -86,8 +86,10 @@ __device__ __forceinline__ void units_of(const Run& run, int begin, int end) {
     SFF_ONCE
     for (int at = begin + static_cast<int>(threadIdx.x) * width; at < end; at += step) {
         char* address = data + static_cast<int64_t>(at) * static_cast<int64_t>(sizeof(T));
-        uint32_t words[kWords<T>];
+        uint32_t words[kUnitWords<T>];
         if constexpr (early) load_unit<T>(run, address, words);
+        uint32_t halves[4] = {};
+        if constexpr (Stochastic) rounding_halves(run, at, halves);
         float draws[width];
         const uint32_t block = place.block_of(at);
         float here[4], next[4];
@@ -108,8 +110,6 @@ __device__ __forceinline__ void units_of(const Run& run, int begin, int end) {
                 for (int i = 0; i < 4; ++i) draws[j + i] = Kind == kConstant ? run.p[0] : table[at + j + i];
             }
         }
-        uint32_t halves[4] = {};
-        if constexpr (Stochastic) rounding_halves(run, at, halves);
         if constexpr (!early) load_unit<T>(run, address, words);
         smooth_unit<T, Stochastic>(words, run.factors, draws, halves);
         store_unit<T>(address, words);
@@ -188,14 +188,14 @@ __device__ __forceinline__ void do_run(const Launch& launch, const Task& task, c
                {task.p[0], task.p[1]}};
     philox_stream(task.stream, static_cast<uint32_t>(chunk.draw >> 34), run.draw_key);
     if constexpr (Truncated) {
-        return task.p[7] != 0 ? run_kind<T, Stochastic, kTruncNormalTail>(run) : run_kind<T, Stochastic, kTruncNormal>(run);
-    } else {
-        switch (task.distribution) {
-            case kConstant: return run_kind<T, Stochastic, kConstant>(run);
-            case kTable: return run_kind<T, Stochastic, kTable>(run);
-            case kUniform: return run_kind<T, Stochastic, kUniform>(run);
-            default: return run_kind<T, Stochastic, kNormal>(run);
-        }
+        if (task.distribution == kTruncNormal)
+            return task.p[7] != 0 ? run_kind<T, Stochastic, kTruncNormalTail>(run) : run_kind<T, Stochastic, kTruncNormal>(run);
+    }
+    switch (task.distribution) {
+        case kConstant: return run_kind<T, Stochastic, kConstant>(run);
+        case kTable: return run_kind<T, Stochastic, kTable>(run);
+        case kUniform: return run_kind<T, Stochastic, kUniform>(run);
+        default: return run_kind<T, Stochastic, kNormal>(run);
     }
 }
 
@@ -233,10 +233,11 @@ __device__ void do_scattered(const Launch& launch, const Task& task, uint64_t at
     *element = smoothed<T, Stochastic>(*element, factors, r, ((logical & 1) != 0 ? halves[0] >> 16 : halves[0]) & 0xffffu);
 }
 
-// Blocks of a multiprocessor that the registers are cut for: 75 % of its threads, half for fp64 (whose units are twice as
-// wide) and where arithmetic limits. With fewer registers each of these would spill.
+// Blocks of a multiprocessor that the registers are cut for: 75 % of its threads; five eighths with truncated normals among the
+// draws, and for fp64, whose units are twice as wide; half for both of these and for stochastic rounding, three eighths for that with
+// truncated normals. With fewer registers each would spill.
 template <class T, bool Stochastic, bool Truncated>
-constexpr int kResident = Stochastic || Truncated || sizeof(T) == 8 ? 4 : 6;
+constexpr int kResident = Stochastic ? (Truncated ? 3 : 4) : Truncated ? (sizeof(T) == 8 ? 4 : 5) : sizeof(T) == 8 ? 5 : 6;
 
 template <class T, bool Stochastic, bool Truncated>
 __global__ void __launch_bounds__(kThreads, (kResident<T, Stochastic, Truncated>)) smooth_kernel(const Launch launch) {

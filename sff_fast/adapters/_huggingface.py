@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sff_fast import files
+from sff_fast.adapters._foreign import foreign
 from sff_fast.adapters.checkpoint import (
-    ForeignCheckpointError,
     existing_path,
     load_exactly,
     named_tensors,
@@ -23,9 +23,8 @@ from sff_fast.adapters.checkpoint import (
     read_weights,
     unwrapped,
     weight_file,
-    weight_files,
 )
-from sff_fast.errors import CheckpointError, require
+from sff_fast.errors import ArgumentError, CheckpointError, require
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -98,14 +97,19 @@ def refuse(folder: Path, variant: str, expected: str, got: str) -> NoReturn:
     """Raise the error for a folder whose configuration is that of another model.
 
     Raises:
-        ForeignCheckpointError: Always; it names the first tensor where there is just one file of weights.
+        ForeignCheckpointError: Always; it names the first tensor where the weights can be read.
     """
-    found = weight_files(folder, WEIGHTS)
-    state = named_tensors(unwrapped(read_weights(found[0]))[0], found[0]) if len(found) == 1 else {}
-    first = f"; its first tensor is {next(iter(state))!r}" if state else ""
-    raise ForeignCheckpointError(
-        f"{str(folder / CONFIG)!r} does not fit the family {variant!r}: {expected}, got {got}{first}", tuple(state)
-    )
+    raise foreign(folder, variant, f"{expected}, got {got}")
+
+
+def check_dropout(dropout: Any) -> None:
+    """Check an option of ``load``; None stands for the checkpoint's own.
+
+    Raises:
+        ArgumentError: It does not lie in [0, 1).
+    """
+    if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1):
+        raise ArgumentError(f"dropout must lie in [0, 1), got {dropout!r}")
 
 
 def construct(make: Callable[[], Made], path: Path, what: str, extra: str) -> Made:

@@ -72,7 +72,7 @@ class TimesFM20Adapter(TimesFMTransformers):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> TimesFM20Adapter:
-        """A random TimesFM 2.0 of width 32 and 2 layers, published patches and horizon (100,000 parameters)."""
+        """A random TimesFM 2.0 of width 32 and 2 layers, published patches and horizon (104,000 parameters)."""
         return cls(cls._make_tiny(seed), origin=partial(cls.tiny, seed))
 
     def _loss(self, context: Tensor, target: Tensor) -> Tensor:

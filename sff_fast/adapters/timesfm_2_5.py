@@ -85,7 +85,7 @@ class TimesFM25Adapter(TimesFMTransformers):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> TimesFM25Adapter:
-        """A random TimesFM 2.5 of width 32 and 2 layers, published patches and horizon (270,000 parameters)."""
+        """A random TimesFM 2.5 of width 32 and 2 layers, published patches and horizon (266,000 parameters)."""
         return cls(cls._make_tiny(seed), origin=partial(cls.tiny, seed))
 
     def _loss(self, context: Tensor, target: Tensor) -> Tensor:

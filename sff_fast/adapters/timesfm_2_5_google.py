@@ -127,7 +127,7 @@ class TimesFM25GoogleAdapter(Adapter):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> TimesFM25GoogleAdapter:
-        """A random TimesFM 2.5 of width 32 and 2 layers, published patches and horizon (268,000 parameters)."""
+        """A random TimesFM 2.5 of width 32 and 2 layers, published patches and horizon (266,000 parameters)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _class(_TINY)()

@@ -115,7 +115,7 @@ class TimesFM3GoogleAdapter(Adapter):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> TimesFM3GoogleAdapter:
-        """A random TimesFM 3 of width 32 and 2 layers, published patches (55,000 parameters)."""
+        """A random TimesFM 3 of width 32 and 2 layers, published patches (53,000 parameters)."""
         with huggingface.seeded_apart(seed):
             model = _make(cls._tiny)
         return cls(model.eval(), origin=partial(cls.tiny, seed))

@@ -61,6 +61,12 @@ data_options = _group(
     gap_options,
 )
 
+optimizer_option = click.option(
+    "--optimizer",
+    type=click.Choice(OPTIMIZERS),
+    show_default="adam, or fused-adam where an option needs it",
+    help="Optimizer.",
+)
 memory_options = _group(
     click.option(
         "--precision",
@@ -111,12 +117,7 @@ training_options = _group(
     click.option(
         "--patience", type=COUNT, metavar="N", default=3, help="Epochs without a better validation MSE before stopping."
     ),
-    click.option(
-        "--optimizer",
-        type=click.Choice(OPTIMIZERS),
-        show_default="adam, or fused-adam where an option needs it",
-        help="Optimizer.",
-    ),
+    optimizer_option,
     click.option("--weight-decay", type=Number(0), metavar="X", default=0.0, help="Weight decay."),
     click.option("--grad-clip", type=Number(0, open_low=True), metavar="X", help="Largest norm of the gradient."),
     memory_options,

@@ -13,7 +13,16 @@ from contextlib import contextmanager
 import torch
 
 from .buckets import Bucket
-from .shards import Layout
+from .shards import Layout, is_sharded
+
+
+def is_reduced_later(p: torch.Tensor) -> bool:
+    """Whether a parameter's gradient may be averaged over processes after autograd has accumulated it, as DDP does.
+
+    Nothing on a parameter tells whether DDP holds it: where there are several processes, every ordinary tensor may be.
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return distributed and torch.distributed.get_world_size() > 1 and not is_sharded(p)
 
 
 class GradientRelease:
@@ -31,7 +40,7 @@ class GradientRelease:
         self._ready: dict[int, set[int]] = {}
         self._flush_queued = False
         self._accumulating = False
-        self._said_accumulating = False
+        self._said_accumulating = self._said_reduced = False
         self._squares: list[tuple[Layout, float]] | None = None
 
     def attach(self) -> None:
@@ -65,9 +74,9 @@ class GradientRelease:
             self._accumulating = False
 
     @property
-    def is_accumulating(self) -> bool:
-        """Whether gradients are kept at present."""
-        return self._accumulating
+    def keeps_gradients(self) -> bool:
+        """Whether gradients are kept until the step at present: all of them, or those of parameters that DDP may reduce."""
+        return self._accumulating or any(is_reduced_later(p) for bucket in self._buckets() for p in bucket.params)
 
     @contextmanager
     def measuring(self) -> Iterator[list[tuple[Layout, float]]]:
@@ -97,7 +106,7 @@ class GradientRelease:
             self._finish(left, in_backward)
 
     def _gradient_is_there(self, p: torch.Tensor) -> None:
-        if self._accumulating:
+        if self._accumulating or self._waits_for_others(p):
             return
         bucket, i = self._home[id(p)]
         if self._squares is not None:
@@ -111,6 +120,18 @@ class GradientRelease:
         ready.add(id(p))
         if len(ready) == sum(q.requires_grad for q in bucket.params):
             self._finish([bucket], in_backward=True)
+
+    def _waits_for_others(self, p: torch.Tensor) -> bool:
+        """Whether the gradient that is there is this process's own yet; said once."""
+        if not is_reduced_later(p):
+            return False
+        if not self._said_reduced:
+            self._said_reduced = True
+            logging.getLogger("sff_fast").info(
+                "release_gradients: several processes with ordinary parameters (DDP) keep the whole gradient until step(); "
+                "FSDP2's parameters free it"
+            )
+        return True
 
     def _finish(self, buckets: list[Bucket], in_backward: bool) -> None:
         for bucket in buckets:

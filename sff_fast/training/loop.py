@@ -20,7 +20,7 @@ from .interrupts import Interrupted, StopRequest
 from .log import RunLog, finite
 from .progress import Progress
 from .recompute import recomputing
-from .runtime import capture_rng, environment, restore_rng, seed_all
+from .runtime import capture_rng, environment, restore_rng, return_freed_memory, seed_all
 from .schedules import SCHEDULES
 from .state import Saved, StateStore, join_tensors, split_tensors
 from .stepping import NotFiniteLossError, Stepper
@@ -189,6 +189,7 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             parameters = stack.enter_context(trainable(self.adapter, phase))
             stack.enter_context(recomputing(self.adapter, settings.activation_checkpointing))
+            return_freed_memory()  # of evaluations, in pieces that gradients and states do not fit into
             stepper = Stepper(self.adapter, self.data, settings, parameters)
             stack.callback(stepper.close)
             self._optimizer = stepper.optimizer

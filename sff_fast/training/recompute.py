@@ -39,9 +39,17 @@ def _is_stack(modules: nn.ModuleList) -> bool:
 
 def _own_switches(model: nn.Module) -> list[nn.Module]:
     """The outermost modules that bring activation checkpointing of their own, as those of transformers do."""
-    if getattr(model, "supports_gradient_checkpointing", False) and hasattr(model, "gradient_checkpointing_enable"):
+    if getattr(model, "supports_gradient_checkpointing", False) and _switch(model, "enable") is not None:
         return [model]
     return [found for child in model.children() for found in _own_switches(child)]
+
+
+def _switch(module: nn.Module, which: str) -> Any:
+    """The method that enables or disables it: transformers 5 renamed it, and warns of the name that version 4 has."""
+    for name in (f"activation_checkpointing_{which}", f"gradient_checkpointing_{which}"):
+        if hasattr(module, name):
+            return getattr(module, name)
+    return None
 
 
 def can_recompute(adapter: Any) -> bool:
@@ -84,14 +92,14 @@ def recomputing(adapter: Any, enabled: bool) -> Iterator[None]:
     switches = _own_switches(adapter.model)
     layers = [] if switches else repeated_layers(adapter.model)
     for module in switches:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _switch(module, "enable")({"use_reentrant": False})
     for layer in layers:
         layer.forward = functools.partial(_recomputed, layer, layer.forward)
     try:
         yield
     finally:
         for module in switches:
-            module.gradient_checkpointing_disable()
+            _switch(module, "disable")()
         for layer in layers:
             del layer.forward
 

@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..files import read_json, write_json
 from .config import PRECISIONS, Settings, resolve_settings
 from .evaluate import measure
+from .fit import settle
 from .identity import check_identity, describe, differences, identity_of
 from .interrupts import Interrupted, StopRequest, stop_requests
 from .log import RunLog, as_json, read_history
@@ -22,7 +23,7 @@ from .loop import Trainer
 from .output import COMPARISON, begin_output, check_output
 from .progress import Progress, Silent
 from .result import RunResult, build_metrics, zero_shot_entry
-from .runtime import determinism, environment, peak_memory, reset_peak_memory, seeded
+from .runtime import determinism, environment, peak_memory, reset_peak_memory, return_freed_memory, seeded
 from .state import Saved, StateStore
 from .strategies import STRATEGIES, check_trainable, is_prepared
 from .verdict import verdict
@@ -136,6 +137,15 @@ def finetune(
         OutputError: ``out`` cannot be written, or holds a run and neither ``resume`` nor ``overwrite`` was given.
         CheckpointError: The run in ``out`` has other settings, data or model, or none of its states is whole.
     """
+    given = {
+        "precision": precision,
+        "optimizer": optimizer,
+        "optimizer_state": optimizer_state,
+        "release_gradients": release_gradients,
+        "activation_checkpointing": activation_checkpointing,
+        "micro_batch": micro_batch,
+        "eval_batch_size": eval_batch_size,
+    }
     settings = resolve_settings(
         adapter,
         strategy=strategy,
@@ -148,25 +158,20 @@ def finetune(
         max_steps=max_steps,
         schedule=schedule,
         patience=patience,
-        optimizer=optimizer,
-        optimizer_state=optimizer_state,
         weight_decay=weight_decay,
         grad_clip=grad_clip,
-        precision=precision,
-        release_gradients=release_gradients,
-        activation_checkpointing=activation_checkpointing,
-        micro_batch=micro_batch,
         max_memory=max_memory,
         lp_epochs=lp_epochs,
         keep_initial=keep_initial,
         again=again,
         deterministic=deterministic,
         device=device,
-        eval_batch_size=eval_batch_size,
         checkpoint_every=checkpoint_every,
+        **given,
     )
     adapter.check_lengths(data.context_length, data.prediction_length)
     folder = None if out is None else check_output(out, resume, overwrite, adapter.source)
+    settings, memory = settle(adapter, data, settings, given, folder, overwrite)
     with stop_requests() as stop:
         try:
             return run_one(
@@ -178,6 +183,7 @@ def finetune(
                 stop=stop,
                 progress=Silent() if progress is None else progress,
                 plan=plan,
+                memory=memory,
             )
         except Interrupted:
             stop.leave()
@@ -198,6 +204,7 @@ def run_one(
     label: str | None = None,
     keep_model: bool = True,
     keep_state: bool = True,
+    memory: dict[str, Any] | None = None,
 ) -> RunResult:
     """One run in a folder that was checked: continued where it holds a state, returned where it is finished.
 
@@ -214,6 +221,7 @@ def run_one(
         label: What progress calls the run.
         keep_model: Whether the model is written.
         keep_state: Whether the last state is kept when the run is finished.
+        memory: What becomes ``memory.json``, or None.
 
     Raises:
         Interrupted: A stop was asked for; what there is was saved.
@@ -247,17 +255,22 @@ def run_one(
         progress.start(_total_windows(data, settings, saved, zero_shot), label or settings.strategy)
         stack.callback(progress.close)
         adapter.model.to(settings.device, PRECISIONS[settings.precision])
+        return_freed_memory()  # of weights that were cast
         if zero_shot is None:
             zero_shot = _measure_zero_shot(evaluation, settings)
         prepared = _prepare(adapter, settings, plan, saved)
         # Only now is anything written: what is wrong with the settings or the plan has shown itself.
         if folder is not None and saved is None:
             begin_output(folder, overwrite)
+            if memory is not None:
+                write_json(folder / "memory.json", memory)
         log = RunLog(None if folder is None else folder / "log.jsonl", 0 if saved is None else saved.content["log_bytes"])
         stack.callback(log.close)
         if saved is None:
             log.write("start", **description)
             log.write("zero_shot", **zero_shot)
+            if memory is not None:
+                log.write("memory", **memory)
             if prepared is not None:
                 log.write("prepare", **prepared)
         model_directory = folder / "model" if folder is not None and keep_model else None

@@ -26,7 +26,7 @@ class AdamWShim:
     """The loaded library."""
 
     def __init__(self) -> None:
-        self._library = ctypes.CDLL(str(build(SOURCE)))
+        self._library = ctypes.CDLL(str(build([SOURCE])))
         self._library.sff_shim_adamw_chunks.restype = ctypes.c_int64
         self._library.sff_shim_adamw_arguments.restype = ctypes.c_int64
         self._library.sff_shim_clip.restype = ctypes.c_double

@@ -14,7 +14,8 @@
 namespace shim {
 
 constexpr int kLanes = 32;
-constexpr size_t kStack = 256 << 10;
+constexpr size_t kStack = 1 << 20;
+constexpr uint64_t kCanary = 0x5afe57acc5afe57aull;  // at the far end of every stack
 
 struct Warp {
     ucontext_t scheduler, lanes[kLanes];
@@ -49,6 +50,7 @@ void run_block(unsigned threads, const Thread& thread) {
             warp.lanes[lane].uc_stack.ss_size = kStack;
             warp.lanes[lane].uc_link = nullptr;
             makecontext(&warp.lanes[lane], enter, 0);
+            memcpy(warp.stacks.get() + static_cast<size_t>(lane) * kStack, &kCanary, sizeof kCanary);
             warp.turn[lane] = 0;
             warp.ended[lane] = false;
         }
@@ -60,6 +62,11 @@ void run_block(unsigned threads, const Thread& thread) {
                 threadIdx.x = first + static_cast<unsigned>(lane);
                 swapcontext(&warp.scheduler, &warp.lanes[lane]);
                 left += warp.ended[lane] ? 0 : 1;
+            }
+            for (int lane = 0; lane < kLanes; ++lane) {
+                if (memcmp(warp.stacks.get() + static_cast<size_t>(lane) * kStack, &kCanary, sizeof kCanary) == 0) continue;
+                std::fprintf(stderr, "shim: a thread needs more than %zu bytes of stack\n", kStack);
+                std::abort();
             }
             if (left != 0 && left != kLanes) {
                 std::fprintf(stderr, "shim: %d lanes of a warp exchange values and the others have ended\n", left);

@@ -15,12 +15,19 @@ from typing import Any
 
 import click
 
-from sff_fast.cli.options import json_option
+from sff_fast.cli.options import (
+    COUNT,
+    STRATEGIES,
+    device_option,
+    json_option,
+    memory_options,
+    optimizer_option,
+)
 
 PACKAGE = Path(__file__).resolve().parents[2]
 
 
-@click.command(short_help="Which distribution every parameter is drawn from.")
+@click.command(short_help="Which distribution every parameter is drawn from; --memory: what a run needs.")
 @click.option("--family", metavar="NAME", help="Model family or variant; `sff-fast doctor` lists them.")
 @click.option("--checkpoint", metavar="PATH", help="Weights in the family's published layout: a file or folder.")
 @click.option("--tiny", is_flag=True, help="A small random model of the family instead of --checkpoint.")
@@ -30,11 +37,44 @@ PACKAGE = Path(__file__).resolve().parents[2]
     help="Instead of --family: a function or class without arguments that builds the model; it is run.",
 )
 @click.option("--save", "path", metavar="FILE", help="Also save the plan to this JSON file.")
+@click.option("--memory", is_flag=True, help="Predict the peak memory of a fine-tuning run instead; what follows is for that.")
+@click.option("--context-length", type=COUNT, metavar="N", help="Time steps that the model sees.")
+@click.option("--prediction-length", type=COUNT, metavar="N", help="Time steps to forecast.")
+@click.option("--channels", type=COUNT, metavar="N", default=1, help="Channels of the data.")
+@click.option("--strategy", type=click.Choice(STRATEGIES), default="sff", help="How the model is tuned.")
+@click.option("--batch-size", type=COUNT, metavar="N", default=32, help="Windows in a step.")
+@optimizer_option
+@memory_options
+@device_option
 @json_option
-def plan(family: str | None, checkpoint: str | None, tiny: bool, factory: str | None, path: str | None, as_json: bool) -> None:
-    """Show which distribution every parameter is drawn from by the model's own constructor."""
+def plan(
+    family: str | None,
+    checkpoint: str | None,
+    tiny: bool,
+    factory: str | None,
+    path: str | None,
+    memory: bool,
+    context_length: int | None,
+    prediction_length: int | None,
+    as_json: bool,
+    **run: Any,
+) -> None:
+    """Show which distribution every parameter is drawn from by the model's own constructor.
+
+    With --memory: predict the peak memory of a fine-tuning run, and what --max-memory would choose for it.
+    """
     if (family is None) == (factory is None):
         raise click.UsageError("give either --family or --factory")
+    if memory:
+        if family is None or context_length is None or prediction_length is None:
+            raise click.UsageError("--memory needs --family, --context-length and --prediction-length")
+        if path is not None:
+            raise click.UsageError("--memory makes no plan that --save could write: give one of them")
+        from sff_fast.cli.footprint import show_memory
+        from sff_fast.cli.sources import open_model
+
+        show_memory(open_model(family, checkpoint, tiny), context_length, prediction_length, as_json=as_json, **run)
+        return
     if factory is not None:
         if checkpoint is not None or tiny:
             raise click.UsageError("--checkpoint and --tiny belong to --family, not to --factory")

@@ -1,0 +1,81 @@
+"""What the ranks of test_distributed.py run: jobs of the fine-tuning loop, by their settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from training_fakes import CONTEXT, HORIZON, FakeAdapter, make_data
+
+from sff_fast import distributed
+from sff_fast.adapters import Adapter
+
+
+class Stack(nn.Module):
+    """A list of blocks, as FSDP2 shards them; odd sizes, no dropout: its masks would depend on the number of ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(CONTEXT, 7)
+        self.blocks = nn.ModuleList(nn.Linear(7, 7) for _ in range(2))
+        self.head = nn.Linear(7, HORIZON)
+        self.register_buffer("scale", torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.first(x.transpose(1, 2)))
+        for block in self.blocks:
+            hidden = hidden + torch.tanh(block(hidden))
+        return (self.head(hidden) * self.scale[0]).transpose(1, 2)
+
+
+class StackAdapter(FakeAdapter):
+    """The family of the little stack."""
+
+    variant = "stack"
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> StackAdapter:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(Stack().eval(), origin=lambda: cls.tiny(seed))
+
+    def build(self) -> Stack:
+        return Stack()
+
+
+SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 13, "seed": 3, "eval_batch_size": 5, "schedule": "cosine"}
+
+
+def job(adapter: Adapter, **settings: Any) -> dict[str, Any]:
+    """Run a job and tell what it gave, with the weights that the model ends with."""
+    result = distributed.finetune(adapter, make_data(), device="cpu", **{**SETTINGS, **settings})
+    weights = {
+        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().double().flatten().tolist()
+        for name, p in adapter.model.named_parameters()
+    }
+    answer = {"history": result.history, "test": result.test, "zero_shot": result.zero_shot, "weights": weights}
+    return answer | {"best_epoch": result.best_epoch, "val_mse": result.val_mse}
+
+
+def serve(rank: int, size: int, port: int, folder: str, jobs: dict[str, dict[str, Any]]) -> None:
+    """Run jobs one after the other in a group of their own, and write what they gave to ``LABEL-RANK.json``."""
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    for label, settings in jobs.items():
+        try:
+            answer = job(StackAdapter.tiny(), **settings)
+        except Exception:  # whatever went wrong is the answer
+            answer = {"error": traceback.format_exc()}
+        (Path(folder) / f"{label}-{rank}.json").write_text(json.dumps(answer))
+        if "error" in answer:
+            return
+    dist.destroy_process_group()
