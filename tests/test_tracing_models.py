@@ -18,11 +18,11 @@ from sff_fast.verification import verify
 
 ELEMENTWISE = {"uniform", "normal", "trunc_normal", "constant"}
 
-RECIPES = {"moment": {"orthogonal": 1}, "units": {"table": 2}}
+RECIPES = {"moment": {"orthogonal": 1}, "units": {"table": 1}}
 """Segments that are no draws: MOMENT's head of patches is orthogonal, UniTS's positions are sines and cosines. Everything
 else is elementwise."""
 
-BOXED = {"moirai": {"param_proj", "in_proj"}, "units": {"position_embedding.pe"}}
+BOXED = {"moirai": {"param_proj", "in_proj"}}
 """Builders with parameters of several boxes, and a part of the names of all that have them."""
 
 PUBLISHED = {
