@@ -146,7 +146,7 @@ class MoiraiBase(Adapter):
             with torch.random.fork_rng(devices=[]):
                 return cls._instantiate(config)
         except invalid as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise CheckpointError(f"{str(path)!r} describes no valid {cls.variant} model ({reason}): replace it") from error
 
     @classmethod

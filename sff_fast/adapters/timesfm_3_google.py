@@ -217,7 +217,7 @@ def _construct(config: dict[str, Any], path: Path) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             return _make(config)
     except _INVALID as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{str(path)!r} describes no valid timesfm-3-google model ({reason}): replace it") from error
 
 
