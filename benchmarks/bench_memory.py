@@ -1,6 +1,6 @@
 """How much memory does full fine-tuning with SFF take: the usual way and ours?
 
-Every figure is of a fresh process with ``MALLOC_MMAP_THRESHOLD_=1048576``. Bytes a parameter, weights included:
+Every figure is of a fresh process. Bytes a parameter, weights included:
 
     (VmHWM - RSS after imports - activations) / parameters
     activations = VmHWM - RSS after imports - weights of a process that makes the same forward and backward passes,
@@ -31,10 +31,6 @@ from timing import RESULTS, write_rows
 CASES = ("chronos-t5-large", "moirai-moe-base")
 LIMITS = {"usual": (">=", 16.0), "ours": ("<=", 4.2)}
 LIMIT_GIB = 20.0
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-"""glibc gives blocks above 1 MiB back when they are freed, in all processes alike: by default it keeps up to 32 MiB each in its
-heap, whose gaps depend on the order of sizes."""
-
 IMAGE = Path(__file__).resolve().parents[1] / "docs" / "img" / "memory.png"
 
 
@@ -42,7 +38,7 @@ def child(*arguments: object) -> dict[str, object]:
     """The JSON of one fresh process."""
     script = Path(__file__).with_name("memory_child.py")
     command = [sys.executable, str(script), *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **MALLOC})
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -155,7 +151,12 @@ def main() -> None:
     parser.add_argument("--four-billion", action="store_true", help="only the model of 4 billion parameters: needs 20 GiB")
     parser.add_argument("--layers", type=int, help="with --four-billion: so many layers instead of 34, to try it out")
     parser.add_argument("--no-csv", action="store_true", help="print only")
+    parser.add_argument(
+        "--mmap-threshold", type=int, help="glibc maps blocks above so many bytes, and gives them back when freed"
+    )
     settings = parser.parse_args()
+    if settings.mmap_threshold is not None:
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(settings.mmap_threshold)
     if settings.draw:
         draw(last_rows(), IMAGE)
         print(f"written to {IMAGE}")
