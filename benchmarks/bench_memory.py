@@ -21,6 +21,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,8 @@ def child(*arguments: object) -> dict[str, object]:
     """The JSON of one fresh process."""
     script = Path(__file__).with_name("memory_child.py")
     command = [sys.executable, str(script), *map(str, arguments)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def compare(case: str, ways: list[str], steps: int) -> list[dict[str, object]]:
@@ -149,7 +151,12 @@ def main() -> None:
     parser.add_argument("--four-billion", action="store_true", help="only the model of 4 billion parameters: needs 20 GiB")
     parser.add_argument("--layers", type=int, help="with --four-billion: so many layers instead of 34, to try it out")
     parser.add_argument("--no-csv", action="store_true", help="print only")
+    parser.add_argument(
+        "--mmap-threshold", type=int, help="glibc maps blocks above so many bytes, and gives them back when freed"
+    )
     settings = parser.parse_args()
+    if settings.mmap_threshold is not None:
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(settings.mmap_threshold)
     if settings.draw:
         draw(last_rows(), IMAGE)
         print(f"written to {IMAGE}")

@@ -103,8 +103,9 @@ def test_ddp_over_two_processes_gives_the_trajectory_of_one_process_on_both_batc
         model = net()
         norms = train(model, FusedAdamW(model.named_parameters(), lr=1e-2, **options), 3)
         for p, other in zip(model.parameters(), results[name]["parameters"], strict=True):
-            # Means over three windows and over two processes are rounded elsewhere than one over six.
-            torch.testing.assert_close(other, p.detach(), rtol=1e-4, atol=1e-5 if name != "int8" else 1e-2)
+            # Means over three windows and over two processes are rounded elsewhere than one over six, which Adam turns into
+            # more where a gradient is nearly 0; a hundredth of a learning rate is the allowance.
+            torch.testing.assert_close(other, p.detach(), rtol=1e-4, atol=1e-4 if name != "int8" else 1e-2)
         if "clipped" in name:
             assert results[name]["norms"] == pytest.approx(norms, rel=1e-4)
 

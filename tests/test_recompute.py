@@ -20,7 +20,6 @@ def test_gradients_have_the_same_bits_and_the_model_is_left_as_it_was(variant: s
     values = torch.randn(2, case.context + case.horizon, 1, generator=torch.Generator().manual_seed(0))
     batch = Batch(values[:, : case.context], values[:, case.context :], torch.arange(2))
     assert can_recompute(adapter)
-    attributes = [set(vars(module)) for module in adapter.model.modules()]
     results, after_forward = [], []
     for enabled in (False, True):
         adapter.model.train()
@@ -34,9 +33,8 @@ def test_gradients_have_the_same_bits_and_the_model_is_left_as_it_was(variant: s
     for a, b in zip(*results, strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
     assert after_forward[1] < after_forward[0]
-    assert [
-        set(vars(module)) - {"gradient_checkpointing", "_gradient_checkpointing_func"} for module in adapter.model.modules()
-    ] == [names - {"gradient_checkpointing", "_gradient_checkpointing_func"} for names in attributes]
+    assert not any("forward" in vars(module) for module in adapter.model.modules())
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in adapter.model.modules())
 
 
 def test_only_outermost_stacks_of_equal_modules_with_parameters_are_repeated_layers() -> None:

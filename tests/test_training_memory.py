@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import weakref
@@ -181,7 +182,8 @@ MEASURED = [
 def test_the_peak_is_predicted_within_ten_percent_of_what_a_fresh_process_measures(size: str, options: dict[str, object]) -> None:
     script = Path(__file__).with_name("memory_run.py")
     command = [sys.executable, str(script), size, json.dumps(options)]
-    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    environment = {**os.environ, "PYTHONPATH": str(script.parent.parent)}
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
     assert found["peak"] == pytest.approx(found["measured"], rel=0.1), found
 
 
