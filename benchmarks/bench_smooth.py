@@ -2,13 +2,14 @@
 
 Contenders, interleaved in one process, medians of paired rounds:
 
-* limit: ``x.mul_(c)``, the in-place scale: the bytes that must be moved (8 an fp32 element), nothing else;
+* limit: ``x.mul_(c)``, the in-place scale: the bytes that must be moved (8 an fp32 element, 4 a bf16 one), nothing else;
 * ours: :func:`sff_fast.smooth_`, from argument checks to the report;
 * torch: torch's own generator into one reused scratch tensor, then ``lerp_``;
 * second model: what the reference does, building a random model and interpolating parameter by parameter.
 
-In the same run the kernels are checked against the reference backend. Results go to ``benchmarks/results/smooth.csv`` and a
-picture to ``docs/img/smooth-speed.png``. About five minutes on two idle cores.
+In the same run the kernels are checked against the reference backend. Results are appended to
+``benchmarks/results/smooth.csv``, and ``docs/img/smooth-speed.png`` is drawn from the latest figure of every case there, so that
+the groups may be measured one at a time. About five minutes on two idle cores.
 
 Run from the repository root: ``python benchmarks/bench_smooth.py``, ``make bench`` or ``sff-fast bench``.
 """
@@ -25,7 +26,7 @@ from flat import alignment, flat, many, runs_here
 from mapped import mapped
 from models import FACTORIES
 from picture import draw
-from timing import show, write_rows
+from timing import latest_rows, show, write_rows
 from whole import cold, memory, warm
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -55,7 +56,7 @@ def cases(elements: int, runs: int, threads: int) -> Iterator[tuple[str, Callabl
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the cases, print them, append them to the CSV file and draw the picture."""
+    """Run the cases, print them, append them to the CSV file and draw the picture from that."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--elements", type=float, default=1e8, help="elements of the flat cases (default 1e8)")
     parser.add_argument("--runs", type=int, default=5, help="counted rounds (default 5)")
@@ -78,9 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"written to {path}")
     missed = [r for r in rows if r["holds"] == "no"]
     print(f"{sum(r['holds'] == 'yes' for r in rows)} of the limits hold, {len(missed)} do not")
-    if set(options.only) == set(groups):
-        draw(rows, options.picture)
-        print(f"drawn to {options.picture}")
+    draw(latest_rows("smooth"), options.picture)
+    print(f"drawn to {options.picture}")
     return 0
 
 

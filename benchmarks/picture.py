@@ -9,7 +9,7 @@ COLOURS = {"limit": "#9aa5b1", "ours": "#0b6e4f", "torch": "#c46210", "torch loo
 LABELS = {
     "limit": "in-place scale (the memory's limit)",
     "ours": "sff_fast",
-    "torch": "torch generator + lerp_",
+    "torch": "torch generator + lerp_ (whole models: a loop over the plan)",
     "second model": "building a second model",
 }
 CASES = (
@@ -30,7 +30,7 @@ def bars(rows: Sequence[Mapping[str, object]], case: str, isa: str, threads: int
     """Contender to nanoseconds an element of one case."""
     found: dict[str, float] = {}
     for r in rows:
-        if (r["case"], r["isa"], r["threads"]) == (case, isa, threads):
+        if (r["case"], r["isa"], int(r["threads"])) == (case, isa, threads):
             if r["peer"] == "limit" or "ours" not in found:
                 found["ours"] = float(r["ours_ns"])  # as measured beside the limit, where that was
             found[str(r["peer"])] = float(r["peer_ns"])
@@ -42,7 +42,7 @@ def draw(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     threads = sorted({int(r["threads"]) for r in rows})
     shown = [c for c in CASES if bars(rows, c[0], c[1], threads[0])]
@@ -59,6 +59,7 @@ def draw(rows: Sequence[Mapping[str, object]], path: Path) -> None:
                 axis.text(values[name] * 1.06, y, f"{values[name]:.3g}", va="center", fontsize=7.5, color="#333333")
         axis.set_title(f"{count} thread{'s' if count > 1 else ''}", fontsize=11, loc="left")
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axis.set_xlabel("ns an element (less is better)", fontsize=9)
         axis.set_yticks(range(len(shown)), [label for _, _, label in shown], fontsize=9)
         axis.tick_params(length=0)

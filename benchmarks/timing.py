@@ -125,6 +125,13 @@ def machine() -> dict[str, str]:
     }
 
 
+def latest_rows(benchmark: str) -> list[dict[str, str]]:
+    """The latest row of every case in ``benchmarks/results/<benchmark>.csv``, in order of their first appearance."""
+    with (RESULTS / f"{benchmark}.csv").open(newline="") as file:
+        rows = {tuple(row[key] for key in ("case", "isa", "threads", "peer")): row for row in csv.DictReader(file)}
+    return list(rows.values())
+
+
 def write_rows(benchmark: str, rows: list[dict[str, object]]) -> Path:
     """Append rows to ``benchmarks/results/<benchmark>.csv``, each with machine and versions.
 

@@ -56,7 +56,7 @@ if(NOT SFF_CUDA_ABSENT)
 endif()
 
 if(SFF_CUDA_ABSENT AND SFF_FAST_CUDA STREQUAL "on")
-  message(FATAL_ERROR "SFF_FAST_CUDA=on: ${SFF_CUDA_ABSENT}. Put nvcc on the PATH, set CUDA_HOME, or pip install -r requirements/cuda.txt")
+  message(FATAL_ERROR "SFF_FAST_CUDA=on: ${SFF_CUDA_ABSENT}. Put nvcc on the PATH, set CUDA_HOME, or pip install 'sff_fast[cuda]' (requirements/cuda.txt)")
 endif()
 file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/_cuda_absent.txt" "${SFF_CUDA_ABSENT}")
 
@@ -76,15 +76,21 @@ list(APPEND SFF_CODEGEN -gencode arch=compute_${SFF_LAST},code=compute_${SFF_LAS
 string(REPLACE ";" " " SFF_NAMES "${SFF_NAMES}")
 message(STATUS "sff_fast: CUDA module for ${SFF_NAMES} and PTX for later ones, with ${SFF_NVCC}")
 
-set(SFF_OBJECT "${CMAKE_CURRENT_BINARY_DIR}/smooth.cu.o")
-add_custom_command(OUTPUT "${SFF_OBJECT}"
-  COMMAND ${SFF_NVCC_COMMAND} ${SFF_CUDA_FLAGS} ${SFF_CODEGEN} --threads 0 -cudart static
-    -Xcompiler -fPIC,-fvisibility=hidden -MD -MF "${SFF_OBJECT}.d" -c "${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/smooth.cu" -o "${SFF_OBJECT}"
-  DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/smooth.cu" DEPFILE "${SFF_OBJECT}.d"
-  COMMENT "nvcc smooth.cu for ${SFF_NAMES}" VERBATIM)
+set(SFF_OBJECTS "")
+foreach(name smooth adamw)
+  set(SFF_SOURCE "${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/${name}.cu")
+  set(SFF_OBJECT "${CMAKE_CURRENT_BINARY_DIR}/${name}.cu.o")
+  list(APPEND SFF_OBJECTS "${SFF_OBJECT}")
+  add_custom_command(OUTPUT "${SFF_OBJECT}"
+    COMMAND ${SFF_NVCC_COMMAND} ${SFF_CUDA_FLAGS} ${SFF_CODEGEN} --threads 0 -cudart static
+      -Xcompiler -fPIC,-fvisibility=hidden -MD -MF "${SFF_OBJECT}.d" -c "${SFF_SOURCE}" -o "${SFF_OBJECT}"
+    DEPENDS "${SFF_SOURCE}" DEPFILE "${SFF_OBJECT}.d"
+    COMMENT "nvcc ${name}.cu for ${SFF_NAMES}" VERBATIM)
+endforeach()
 
 pybind11_add_module(_cuda MODULE NO_EXTRAS EXCLUDE_FROM_ALL
-  csrc/bindings_cuda.cpp csrc/cuda/chunks.cpp csrc/cpu/check_tasks.cpp "${SFF_OBJECT}")
+  csrc/bindings_cuda.cpp csrc/bindings_cuda_optim.cpp csrc/cuda/adamw_chunks.cpp csrc/cuda/chunks.cpp csrc/cpu/check_adamw.cpp
+  csrc/cpu/check_tasks.cpp ${SFF_OBJECTS})
 target_compile_options(_cuda PRIVATE ${SFF_FLAGS})
 target_compile_definitions(_cuda PRIVATE SFF_ISA=device SFF_CUDA_ARCHITECTURES="${SFF_NAMES}")
 target_include_directories(_cuda SYSTEM PRIVATE "${SFF_CUDA_INCLUDE}")

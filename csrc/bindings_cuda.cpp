@@ -5,8 +5,10 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <vector>
 
 #include "cpu/smooth.h"
+#include "cuda/guard.h"
 #include "cuda/smooth.h"
 
 namespace py = pybind11;
@@ -15,32 +17,14 @@ namespace {
 
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
 
-void expect(cudaError_t error, const std::string& what) {
-    if (error != cudaSuccess)
-        throw std::runtime_error(what + ": " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) + ")");
-}
-
-// Makes a device current for as long as it lives.
-class DeviceGuard {
-public:
-    explicit DeviceGuard(int device) : device_(device) {
-        expect(cudaGetDevice(&before_), "cudaGetDevice");
-        if (before_ != device_) expect(cudaSetDevice(device_), "cudaSetDevice(" + std::to_string(device_) + ")");
-    }
-    ~DeviceGuard() {
-        if (before_ != device_) (void)cudaSetDevice(before_);
-    }
-    DeviceGuard(const DeviceGuard&) = delete;
-    DeviceGuard& operator=(const DeviceGuard&) = delete;
-
-private:
-    int device_, before_ = 0;
-};
+using sff::DeviceGuard;
+using sff::expect;
 
 // A checked table cut into chunks. `image` is what the device needs of it, tasks first; the same bytes serve every launch.
 struct Table {
     std::vector<sff::Task> tasks;
     sff::Chunks cut;
+    std::vector<sff::Shape> shapes;  // of every bucket's launch
 
     explicit Table(const Bytes& bytes) {
         if (bytes.ndim() != 1 || bytes.nbytes() % static_cast<py::ssize_t>(sizeof(sff::Task)) != 0)
@@ -64,17 +48,24 @@ struct Table {
         return bytes;
     }
 
-    // One launch a bucket, in stream order. `image` is the address of image() in the device's memory.
+    // Loads the kernels into the device's context and takes their launch shapes, so that run() only launches.
+    void load(int device) {
+        const DeviceGuard guard(device);
+        std::vector<sff::Shape> found(cut.buckets.size());
+        for (size_t i = 0; i < found.size(); ++i)
+            expect(sff::shape_of(cut.buckets[i], found[i]), "occupancy of the smoothing kernel on device " + std::to_string(device));
+        shapes = std::move(found);
+    }
+
+    // One launch a bucket, in stream order, on the device of load(). `image` is the address of image() in its memory.
     int launch(uint64_t image, int device, uint64_t stream) const {
+        if (shapes.size() != cut.buckets.size()) throw std::runtime_error("launch of the smoothing kernel: load() comes first");
         const DeviceGuard guard(device);
         const auto* on_device = reinterpret_cast<const sff::Task*>(image);
         const auto* chunks = reinterpret_cast<const sff::Chunk*>(image + task_bytes());
-        for (const sff::Bucket& bucket : cut.buckets) {
-            sff::Shape shape = {};
-            expect(sff::shape_of(bucket, shape), "occupancy of the smoothing kernel on device " + std::to_string(device));
-            expect(sff::launch(bucket, on_device, chunks, shape, reinterpret_cast<cudaStream_t>(stream)),
+        for (size_t i = 0; i < cut.buckets.size(); ++i)
+            expect(sff::launch(cut.buckets[i], on_device, chunks, shapes[i], reinterpret_cast<cudaStream_t>(stream)),
                    "launch of the smoothing kernel on device " + std::to_string(device));
-        }
         return static_cast<int>(cut.buckets.size());
     }
 };
@@ -99,7 +90,10 @@ std::string why_not(int device) {
 
 }  // namespace
 
+void bind_cuda_optim(py::module_& m);
+
 PYBIND11_MODULE(_cuda, m) {
+    bind_cuda_optim(m);
     m.doc() = "CUDA kernels of sff_fast. See sff_fast/backends/cuda.py for their use.";
     m.attr("TASK_BYTES") = sizeof(sff::Task);
     m.attr("ARCHITECTURES") = SFF_CUDA_ARCHITECTURES;
@@ -109,6 +103,7 @@ PYBIND11_MODULE(_cuda, m) {
     py::class_<Table>(m, "Table")
         .def(py::init<const Bytes&>(), py::arg("table"))
         .def("image", &Table::image)
+        .def("load", &Table::load, py::arg("device"))
         .def("launch", &Table::launch, py::arg("image"), py::arg("device"), py::arg("stream"))
         .def_property_readonly("launches", [](const Table& t) { return t.cut.buckets.size(); })
         .def_property_readonly("chunks", [](const Table& t) { return t.cut.chunks.size(); });

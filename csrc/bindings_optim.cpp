@@ -10,39 +10,27 @@ namespace {
 
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
 
-struct Table {
-    const sff::AdamWTask* tasks;
-    int64_t count;
-
-    explicit Table(const Bytes& bytes) : tasks(reinterpret_cast<const sff::AdamWTask*>(bytes.data())) {
-        constexpr auto size = static_cast<py::ssize_t>(sizeof(sff::AdamWTask));
-        if (bytes.ndim() != 1 || bytes.nbytes() % size != 0)
-            throw std::invalid_argument("optimizer table: expected a contiguous byte array of a multiple of " +
-                                        std::to_string(size) + " bytes");
-        count = bytes.nbytes() / size;
-    }
-};
-
-void check_threads(int threads) {
+// Runs one of the optimizer's functions on a checked table, without the interpreter's lock.
+template <class Result>
+Result run(Result (*function)(const sff::AdamWTask*, int64_t, int, const sff::AdamWKernel&), const Bytes& bytes, int threads,
+           const std::string& isa) {
+    constexpr auto size = static_cast<py::ssize_t>(sizeof(sff::AdamWTask));
     if (threads < 1) throw std::invalid_argument("threads: expected at least 1, got " + std::to_string(threads));
-}
-
-int adamw(const Bytes& bytes, int threads, const std::string& isa) {
-    check_threads(threads);
-    const Table table(bytes);
+    if (bytes.ndim() != 1 || bytes.nbytes() % size != 0)
+        throw std::invalid_argument("optimizer table: expected a contiguous byte array of a multiple of " +
+                                    std::to_string(size) + " bytes");
+    const auto* tasks = reinterpret_cast<const sff::AdamWTask*>(bytes.data());
+    const int64_t count = bytes.nbytes() / size;
     const sff::AdamWKernel& kernel = sff::select_adamw(isa);
     const py::gil_scoped_release release;
-    sff::check_adamw(table.tasks, table.count);
-    return sff::adamw(table.tasks, table.count, threads, kernel);
+    sff::check_adamw(tasks, count);
+    return function(tasks, count, threads, kernel);
 }
 
-double sum_of_squares(const Bytes& bytes, int threads, const std::string& isa) {
-    check_threads(threads);
-    const Table table(bytes);
-    const sff::AdamWKernel& kernel = sff::select_adamw(isa);
-    const py::gil_scoped_release release;
-    sff::check_adamw(table.tasks, table.count);
-    return sff::sum_of_squares(table.tasks, table.count, threads, kernel);
+int adamw(const Bytes& table, int threads, const std::string& isa) { return run(sff::adamw, table, threads, isa); }
+
+double sum_of_squares(const Bytes& table, int threads, const std::string& isa) {
+    return run(sff::sum_of_squares, table, threads, isa);
 }
 
 }  // namespace

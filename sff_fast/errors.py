@@ -42,13 +42,15 @@ class MissingPackageError(SffFastError, ImportError):
     """An optional package is not installed."""
 
 
-def require(module: str, extra: str, package: str | None = None) -> ModuleType:
+def require(module: str, extra: str, package: str | None = None, command: str | None = None) -> ModuleType:
     """Import an optional module, or say in one line how to install it.
 
     Args:
         module: Name of the module to import.
         extra: The extra of sff_fast that brings it, such as ``"cli"``.
         package: Name of the distribution on PyPI when it differs from the module's.
+        command: How to install it beside new versions of what it needs, where its own requirements forbid them.
+            Default: by the extra.
 
     Returns:
         The imported module.
@@ -62,6 +64,5 @@ def require(module: str, extra: str, package: str | None = None) -> ModuleType:
         missing = error.name or module
         name = package or module.split(".")[0]
         because = "" if missing == module.split(".")[0] else f" (it needs {missing!r})"
-        raise MissingPackageError(
-            f"the package {name!r} is not installed{because}: run `pip install 'sff_fast[{extra}]'`"
-        ) from error
+        command = command or f"pip install 'sff_fast[{extra}]'"
+        raise MissingPackageError(f"the package {name!r} is not installed{because}: run `{command}`") from error

@@ -88,14 +88,16 @@ def named_parameters(model: nn.Module, prefix: str = "") -> dict[str, nn.Paramet
     first: dict[int, str] = {}
     pairs: list[tuple[str, nn.Parameter]] = []
     _walk(model, "", set(), pairs)
+    taken = prefix[1:] if prefix.startswith("-") else None
     for name, parameter in pairs:
-        _refuse_flat(name, parameter)
-        if prefix.startswith("-"):
-            if not name.startswith(prefix[1:]):
-                raise PlanError(f"prefix={prefix!r} takes {prefix[1:]!r} off every name, but there is {name!r}")
-            name = name[len(prefix) - 1 :]
-        else:
+        if type(parameter) is not nn.Parameter or parameter.__dict__:  # a plain one has no attribute that would say so
+            _refuse_flat(name, parameter)
+        if taken is None:
             name = prefix + name
+        elif name.startswith(taken):
+            name = name[len(taken) :]
+        else:
+            raise PlanError(f"prefix={prefix!r} takes {taken!r} off every name, but there is {name!r}")
         if id(parameter) in first:
             continue
         if name in found:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "csrc" / "cuda" / "smooth.cu"
+ADAMW_SOURCE = SOURCE.with_name("adamw.cu")
 CACHE = ROOT / "build" / "cuda-tests"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 NAMES = {"f": "float32", "d": "float64", "BFloat16": "bfloat16", "Float16": "float16"}
@@ -76,12 +78,27 @@ def kernel_name(mangled: str) -> tuple[str, bool, bool]:
     return NAMES[found[1] or found[2]], found[3] == "1", found[4] == "1"
 
 
-def resources(report: str) -> dict[tuple[str, bool, bool], dict[str, int]]:
-    """Registers, stack and spilled bytes of every kernel, from what ptxas said."""
+_ADAMW = re.compile(r"adamw_kernelI(f|N\w*?8BFloat16E|N\w*?7Float16E)(f|S\d*_|N\w*?8BFloat16E|N\w*?4Int8E)Lb([01])ELi([012])E")
+_STORING = ("nearest", "stochastic", "compensated")
+
+
+def adamw_name(mangled: str) -> tuple[str, str, str, bool] | str:
+    """dtype, states, storing and amsgrad of a kernel of the optimizer, or the name of one of the others."""
+    found = _ADAMW.search(mangled)
+    if not found:
+        return re.search(r"\d(sum|clip)_kernel", mangled)[1]
+    names = {"f": "float32", "8": "bfloat16", "7": "float16", "4": "int8", "_": "bfloat16"}
+    parts = (re.search(r"(?:([478])(?:BFloat16|Float16|Int8)E|(f)|S\d*(_))$", part) for part in found.group(1, 2))
+    dtype, state = (names[next(filter(None, part.groups()))] for part in parts)
+    return dtype, state, _STORING[int(found[4])], found[3] == "1"
+
+
+def resources(report: str, named: Callable[[str], Hashable] = kernel_name) -> dict[Hashable, dict[str, int]]:
+    """Registers, stack and spilled bytes of every kernel, from what ptxas said; ``named`` makes keys of symbols."""
     result = {}
     for part in report.split("Compiling entry function '")[1:]:
         numbers = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
-        result[kernel_name(part.split("'")[0])] = {
+        result[named(part.split("'")[0])] = {
             "stack": int(numbers[1]),
             "spilled": int(numbers[2]) + int(numbers[3]),
             "registers": int(re.search(r"Used (\d+) registers", part)[1]),
@@ -123,13 +140,14 @@ def _common_path(lines: list[tuple[int, str]]) -> int:
         jump = place.get(target, -1) if target is not None else -1
         if jump > i:
             reach[jump] = min(reach[jump], reach[i] + 1)
-        if target is None or line.lstrip().startswith("@") or re.search(r"BRA\S* !?U?P\d", line):
+        # BRA.DIV leaves only where the warp's lanes came apart.
+        if target is None or line.lstrip().startswith("@") or re.search(r"BRA\S* !?U?P\d|BRA\.DIV", line):
             reach[i + 1] = min(reach[i + 1], reach[i] + 1)
     return reach[len(lines) - 1] + 1
 
 
-def functions(cubin: Path) -> dict[tuple[str, bool, bool], list[Loop]]:
-    """The vector loops of every kernel: innermost, with 128-bit loads and stores."""
+def functions(cubin: Path, named: Callable[[str], Hashable] = kernel_name) -> dict[Hashable, list[Loop]]:
+    """The vector loops of every kernel: innermost, with 128-bit loads and stores. ``named`` makes keys of symbols."""
     path = Path(tool("nvdisasm")).parent
     done = subprocess.run(
         [tool("cuobjdump"), "-sass", str(cubin)],
@@ -149,5 +167,5 @@ def functions(cubin: Path) -> dict[tuple[str, bool, bool], list[Loop]]:
             loop = Loop(tuple(line for _, line in body), _common_path(body))
             if loop.count(r"LDG\S*\.128"):
                 loops.append(loop)
-        result[kernel_name(part.split("\n")[0])] = loops
+        result[named(part.split("\n")[0])] = loops
     return result

@@ -61,11 +61,11 @@ def planted(folder: Path, changes: Mapping[str, tuple[str, str]]) -> Path:
         changes: File under ``csrc`` to (text that stands there once, what takes its place).
 
     Returns:
-        The copy of ``smooth.cu``.
+        The copy of ``csrc/cuda``.
     """
     copy = Path(shutil.copytree(ROOT / "csrc", folder / "csrc"))
     for name, (old, new) in changes.items():
         text = (copy / name).read_text()
         assert text.count(old) == 1, f"{name} has {text.count(old)} times {old!r}"
         (copy / name).write_text(text.replace(old, new))
-    return copy / "cuda" / "smooth.cu"
+    return copy / "cuda"

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden import GOLDEN, KAT, golden_tasks, stored_bits, word
 from kernels import DISTRIBUTIONS, DTYPES, bits, tasks_for, weights
-from test_known_answers import GOLDEN, KAT, _word
 
 from sff_fast import table
 from sff_fast.backends import reference
@@ -53,21 +53,11 @@ def vectors() -> list[bytes]:
     cases = []
     for vector in KAT:
         counter, key = vector["counter"], vector["key"]
-        at = np.array([_word(*key), _word(*counter[2:]), _word(*counter[:2]), 1], dtype=np.uint64)
+        at = np.array([word(*key), word(*counter[2:]), word(*counter[:2]), 1], dtype=np.uint64)
         cases.append(_case(PHILOX, at, np.array([int(w, 16) for w in vector["result"]], dtype=np.uint32)))
     for case in GOLDEN["cases"]:
-        dtype = getattr(torch, case["dtype"])
-        old, new = (np.array([int(h, 16) for h in case[k]], dtype=f"u{len(case[k][0]) // 2}") for k in ("old", "new"))
-        tensor = torch.from_numpy(old.copy()).view(dtype)
-        tasks = tasks_for(
-            tensor,
-            DISTRIBUTIONS[case["distribution"]],
-            shrink=GOLDEN["shrink"],
-            perturb=GOLDEN["perturb"],
-            seed=GOLDEN["seed"],
-            rounding=case["rounding"],
-            shift=GOLDEN["shift"],
-        )
+        _, tasks = golden_tasks(case)
+        old, new = stored_bits(case, "old"), stored_bits(case, "new")
         cases.append(_smoothing(tasks, old, new))
     cases += [_reference_run(label, dtype, n) for label in DISTRIBUTIONS for dtype in DTYPES for n in (1, 31, 1025, 20_000)]
     cases += [_reference_words(start) for start in (0, (1 << 32) - 9, (1 << 40) + 3)]

@@ -50,7 +50,7 @@ CASES: dict[str, Case] = {
     "ttm": Case(lr=1e-2),
 }
 
-FAST = ("chronos-bolt", "timer", "ttm", "units")
+FAST = ("chronos-bolt", "moment", "timer", "ttm", "units")
 """Variants whose tests run in `make test`; the others run in `make test-slow`."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -75,6 +76,18 @@ def test_a_published_checkpoint_has_the_weights_that_the_package_loads(variant, 
     found = {**adapter.model.state_dict(), **dict(adapter.model.named_buffers())}
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) and found[name].dtype == expected[name].dtype for name in expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_new_model_is_drawn_by_the_constructor_of_the_package(variant):
+    adapter = tiny(variant)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        ours = adapter.build()
+        torch.manual_seed(4)
+        theirs = type(adapter.model)(copy.deepcopy(adapter.model.config))
+    assert type(adapter.model).__module__.split(".")[0] == ("transformers" if variant == "chronos-t5" else "chronos")
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -187,6 +200,27 @@ def test_a_cast_of_chronos_2_leaves_the_frequencies_in_float32(windows, tmp_path
     assert {buffer.dtype for buffer in found.values()} == {torch.float32}
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert torch.equal(forecast, load("chronos-2", tmp_path / "half").forecast(windows.context, 8).mean)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_missing_values_are_masked_as_in_the_package(variant, published, windows):
+    folder = published(variant)
+    adapter, package = load(variant, folder), upstream(variant)
+    context, target = windows.context.clone(), windows.target.clone()
+    context[0, 20:40], target[1, 5:9] = torch.nan, torch.nan
+    loss = adapter.loss(batch_of(context, target))
+    assert loss.isfinite()
+    torch.testing.assert_close(loss, package.loss(package.load(folder), context, target), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_model_in_half_precision_has_the_packages_loss(variant, published, windows, tmp_path):
+    load(variant, published(variant), dtype="bfloat16").save(tmp_path / "half")
+    adapter, package = load(variant, tmp_path / "half"), upstream(variant)
+    theirs = package.load(tmp_path / "half")
+    assert {parameter.dtype for parameter in theirs.parameters()} == {torch.bfloat16}
+    assert torch.equal(adapter.loss(windows), package.loss(theirs, windows.context, windows.target))
+    assert {name: b.dtype for name, b in theirs.named_buffers()} == {n: b.dtype for n, b in adapter.model.named_buffers()}
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -178,6 +178,7 @@ def test_the_centroids_of_the_experts_keep_their_dtype_and_are_not_smoothed(fold
         ("moirai-2", {"quantile_levels": [0.1, 0.9]}, "quantile_levels must hold 0.5, .* got"),
         ("moirai", {"patch_sizes": []}, r"patch_sizes must be a list of positive integers, got \[\]"),
         ("moirai-moe", {"patch_sizes": [16, "a"]}, "patch_sizes must be a list of positive integers, got"),
+        ("moirai", {"d_model": 32}, r"describes no valid moirai model \(AssertionError\): replace it"),
         ("moirai", {"d_model": "wide"}, "describes no valid moirai model"),
         ("moirai", {"num_layers": 1}, r"of its 34 tensors 12 unexpected \(first 'encoder.layers.1"),
         ("moirai-2", {"d_ff": 64}, r"the tensor 'encoder.layers.0.ffn.fc1.weight' has the shape \[128, 64\], .* \[64, 64\]"),
@@ -254,6 +255,7 @@ def test_the_automatic_patch_size_is_the_packages_choice_for_each_window(folders
     found = adapter.forecast(context, 24, seed=1, num_samples=3)
     assert torch.equal(found.samples, script.forecast(model, context, 24, 1, 3, "auto")["samples"])
     assert torch.equal(adapter.loss(windows(64, 24)), load("moirai", folder).loss(windows(64, 24)))
+    assert (adapter.limits.max_context, load("moirai", folder, patch_size=16).limits.max_context) == (511 * 8, 511 * 16)
     with pytest.raises(ArgumentError, match=r"context_length must be more than prediction_length \(96\)"):
         adapter.forecast(context, 96)
 

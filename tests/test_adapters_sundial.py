@@ -116,6 +116,19 @@ def test_without_a_flow_the_loss_is_the_weighted_square_of_what_is_asked(windows
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
 
 
+def test_hardly_any_variation_is_taken_for_none_in_training_as_in_the_package(folder):
+    generator = torch.Generator().manual_seed(7)
+    values = 3 + 0.004 * torch.randn(2, 40, 1, generator=generator)
+    context, target = values[:, :32], values[:, 32:]
+    assert 0 < context.std() < 1e-2
+    adapter, package = load("sundial", folder), upstream("sundial")
+    theirs = package.load(folder)
+    torch.manual_seed(2)
+    ours = adapter.loss(batch_of(context, target))
+    torch.manual_seed(2)
+    torch.testing.assert_close(ours, package.loss(theirs, context, target), rtol=1e-6, atol=0)
+
+
 def test_a_constant_context_gives_finite_losses_and_forecasts(folder):
     adapter = load("sundial", folder)
     context = torch.full((2, 32, 1), 7.0)

@@ -510,6 +510,54 @@ def test_a_factory_that_cannot_be_found_is_named(capsys, factory, pattern):
     check_refused(run("plan", "--factory", factory), capsys.readouterr().err, pattern)
 
 
+BROKEN_MODELS = """
+import torch
+def raises():
+    raise KeyError("no such\\nlayer")
+def needs(width, *more, depth=2):
+    return torch.nn.Linear(width, depth)
+def unwritten():
+    module = torch.nn.Module()
+    module.w = torch.nn.Parameter(torch.empty(3))
+    return module
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Linear(-1, 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "pattern"),
+    [
+        ("broken_models:raises", r"--factory broken_models:raises raised KeyError: .*broken_models.py, line 4"),
+        ("broken_models:Net", r"raised RuntimeError: .*negative dimension"),
+        ("broken_models:needs", r"'needs' needs width, expected a function or class that is called without arguments"),
+        ("broken_models:unwritten", r"the parameter 'w' of shape \(3,\) is uninitialised memory"),
+        ("broken_syntax:build", r"importing 'broken_syntax' raised SyntaxError: .*broken_syntax.py, line 1"),
+        ("broken_import:build", r"importing 'broken_import' raised ZeroDivisionError: .*broken_import.py, line 1"),
+    ],
+)
+def test_a_constructor_that_fails_is_one_line_that_says_where(tmp_path, monkeypatch, capsys, factory, pattern):
+    (tmp_path / "broken_models.py").write_text(BROKEN_MODELS)
+    (tmp_path / "broken_syntax.py").write_text("def build(:\n")
+    (tmp_path / "broken_import.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    check_refused(run("plan", "--factory", factory, "--save", tmp_path / "plan.json"), capsys.readouterr().err, pattern)
+    assert not (tmp_path / "plan.json").exists()
+    sys.modules.pop(factory.partition(":")[0], None)
+
+
+def test_a_bug_of_the_tracer_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr("sff_fast.tracing.build._draw_names", None)
+    (tmp_path / "fine_models.py").write_text("import torch\ndef build():\n    return torch.nn.Linear(3, 2)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(TypeError):
+        run("plan", "--factory", "fine_models:build")
+
+
 def test_an_unknown_command_gets_one_line_and_a_hint(capsys):
     check_refused(run("finetuen"), capsys.readouterr().err, "finetuen.*finetune")
 

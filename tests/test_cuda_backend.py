@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import optim_cases as cases
 import pytest
 import torch
 from conftest import HARDWARE
 from kernels import DISTRIBUTIONS, DTYPES, bits, tasks_for, weights
 
-from sff_fast import backends, table
+import sff_fast
+from sff_fast import FusedAdamW, backends, table
 from sff_fast.backends import cuda, reference
 from sff_fast.errors import ArgumentError, BackendError
 
@@ -113,3 +115,61 @@ def test_a_captured_graph_replays_the_smoothing():
     graph.replay()
     cuda.run(tasks_for(y, DISTRIBUTIONS["normal"]))
     assert torch.equal(x, y)
+
+
+@needs_gpu
+@pytest.mark.parametrize("state", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_gpu_steps_with_the_cpus_bits(dtype, state):
+    results = []
+    for device in ("cpu", "cuda"):
+        params = [torch.nn.Parameter(p.detach().to(device)) for p in cases.parameters(dtype)]
+        optimizer = FusedAdamW(params, lr=1e-2, state_dtype=state, amsgrad=True, max_norm=0.5)
+        for step in range(4):
+            stand_ins = cases.parameters(dtype)
+            cases.give_gradients(stand_ins, step)
+            for p, q in zip(params, stand_ins):
+                p.grad = q.grad.to(device)
+            optimizer.step()
+        results.append(([x.cpu() for x in cases.everything(optimizer, params)], optimizer.grad_norm))
+    cases.assert_equal_bits(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+@needs_gpu
+def test_an_overflow_that_a_scaler_finds_skips_the_step():
+    p = torch.nn.Parameter(torch.ones(300, device="cuda", dtype=torch.float32))
+    optimizer, scaler = FusedAdamW([p]), torch.amp.GradScaler("cuda", init_scale=4.0)
+    for bad in (True, False):
+        before = p.detach().clone()
+        scaler.scale((p * (float("inf") if bad else 1.0)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert torch.equal(before, p) == bad
+
+
+@needs_gpu
+def test_a_step_under_capture_is_refused():
+    p = torch.nn.Parameter(torch.ones(300, device="cuda"))
+    p.grad = torch.ones_like(p)
+    optimizer = FusedAdamW([p])
+    optimizer.step()
+    with pytest.raises(BackendError, match="a CUDA graph is being captured"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        optimizer.step()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason=f"{HARDWARE}fewer than two GPUs")
+def test_a_model_on_two_gpus_is_smoothed_where_its_parameters_lie():
+    def factory() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(30, 40), torch.nn.Linear(40, 50))
+
+    expected, model = factory(), factory()
+    model.load_state_dict(expected.state_dict())
+    model[0].to("cuda:0")
+    model[1].to("cuda:1")
+    sff_fast.smooth_(expected, factory, seed=1)
+    report = sff_fast.smooth_(model, factory, seed=1, backend="cuda")
+    assert set(report.backends) == {"cuda:0", "cuda:1"}
+    for a, b in zip(expected.parameters(), model.parameters()):
+        assert torch.equal(a, b.cpu())

@@ -159,7 +159,8 @@ def test_memory_around_a_run_stays_as_it_was(shim):
 
 def test_one_launch_a_dtype_whatever_the_number_of_tensors(shim):
     tensors = [weights(n, dtype) for n in range(1, 200) for dtype in (torch.float32, torch.bfloat16)]
-    pairs = [(whole(Normal(0, 1), t.numel(), t.dtype, f"p{i}"), t, 0.7, 0.3) for i, t in enumerate(tensors)]
+    some = [DISTRIBUTIONS[name] for name in ("normal", "uniform", "constant", "trunc_normal", "trunc_normal_wide")]
+    pairs = [(whole(some[i % 5], t.numel(), t.dtype, f"p{i}"), t, 0.7, 0.3) for i, t in enumerate(tensors)]
     expected = [t.clone() for t in tensors]
     reference.run(table.build([(p, e, a, b) for (p, _, a, b), e in zip(pairs, expected)], None, 1))
     assert shim.run(table.build(pairs, None, 1)) == 2

@@ -379,6 +379,35 @@ def test_several_python_threads_may_run_the_kernels_at_once():
     assert all(torch.equal(x, expected) for x in results)
 
 
+def test_other_python_threads_run_meanwhile():
+    x = weights(30_000_000, torch.float32)
+    packed, order = table.pack(tasks_for(x, Normal(0, 1))), []
+
+    def call() -> None:
+        order.append("before")
+        cpu._cpu.smooth(packed, 1, "baseline")
+        order.append("after")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # from here on a thread runs until it gives the interpreter's lock away by itself
+    try:
+        worker = threading.Thread(target=call)
+        worker.start()
+        order.append("meanwhile")
+        worker.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert order == ["before", "meanwhile", "after"]
+
+
+def test_more_threads_than_cores_do_the_same_work():
+    expected = weights(9_000_001, torch.float32)
+    cpu.run(tasks_for(expected, Normal(0, 1)), 1)
+    x = weights(9_000_001, torch.float32)
+    assert cpu.run(tasks_for(x, Normal(0, 1)), 32) == 32
+    assert torch.equal(x, expected)
+
+
 def test_no_thread_stays_behind():
     from pathlib import Path
 

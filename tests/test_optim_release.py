@@ -64,7 +64,7 @@ def test_releasing_gives_the_bits_of_the_normal_mode(state_dtype: str, bucket_by
     cases.assert_equal_bits(*results)
 
 
-def peak_gradient_bytes(release: bool, bucket_bytes: int) -> int:
+def peak_gradient_bytes(release: bool, bucket_bytes: int, skip: tuple[int, ...] = ()) -> int:
     """Largest sum of gradients alive at once, seen whenever one more has been accumulated."""
     model = net()
     seen = []
@@ -75,9 +75,10 @@ def peak_gradient_bytes(release: bool, bucket_bytes: int) -> int:
     for p in model.parameters():  # before the optimizer's own hooks
         p.register_post_accumulate_grad_hook(look)
     optimizer = FusedAdamW(model.parameters(), release_gradients=release, bucket_bytes=bucket_bytes)
-    model(batch(0)).sum().backward()
+    model(batch(0), skip).sum().backward()
     optimizer.step()
-    assert all((p.grad is None) == release for p in model.parameters())
+    assert not release or all(p.grad is None for p in model.parameters())
+    assert release or skip or all(p.grad is not None for p in model.parameters())
     return max(seen)
 
 
@@ -85,6 +86,12 @@ def test_no_more_than_one_bucket_of_gradients_and_the_layer_in_flight_is_alive()
     assert peak_gradient_bytes(False, 3 * LAYER_BYTES) == DEPTH * LAYER_BYTES
     assert peak_gradient_bytes(True, 3 * LAYER_BYTES) <= 4 * LAYER_BYTES
     assert peak_gradient_bytes(True, 1) <= LAYER_BYTES
+
+
+def test_buckets_that_stay_incomplete_hold_no_more_gradients_than_a_bucket() -> None:
+    one_of_each_bucket = (0, 3, 6, 9)
+    assert peak_gradient_bytes(False, 3 * LAYER_BYTES, one_of_each_bucket) == (DEPTH - 4) * LAYER_BYTES
+    assert peak_gradient_bytes(True, 3 * LAYER_BYTES, one_of_each_bucket) <= 4 * LAYER_BYTES
 
 
 def test_incomplete_buckets_are_stepped_at_the_end_of_backward() -> None:
@@ -98,11 +105,12 @@ def test_incomplete_buckets_are_stepped_at_the_end_of_backward() -> None:
     assert model.layers[2].weight not in optimizer.state
 
 
-def test_accumulated_gradients_give_the_bits_of_the_normal_mode() -> None:
+@pytest.mark.parametrize("bucket_bytes", [1, LAYER_BYTES // 2, 3 * LAYER_BYTES])
+def test_accumulated_gradients_give_the_bits_of_the_normal_mode(bucket_bytes: int) -> None:
     results = []
     for release in (False, True):
         model = net()
-        optimizer = FusedAdamW(model.parameters(), release_gradients=release, bucket_bytes=1)
+        optimizer = FusedAdamW(model.parameters(), release_gradients=release, bucket_bytes=bucket_bytes)
         for step in range(3):
             if release:
                 with optimizer.accumulating():
@@ -286,7 +294,7 @@ def test_accumulated_gradients_are_clipped_together_by_step() -> None:
                     model(batch(2 * step)).sum().backward()
             else:
                 model(batch(2 * step)).sum().backward()
-            optimizer.backward(lambda step=step, model=model: model(batch(2 * step + 1)).sum())
+            optimizer.backward(lambda model=model, step=step: model(batch(2 * step + 1)).sum())
             optimizer.step()
             optimizer.zero_grad()
         results.append(cases.everything(optimizer, list(model.parameters())))

@@ -172,6 +172,19 @@ def test_tied_weights_are_mixed_once():
     assert_parity(factory)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs hardware: a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_on_a_cuda_device_get_the_bits_of_the_cpu(dtype):
+    for pattern in ("layers", "truncated normals", "views of one draw", "strided writes"):
+        torch.manual_seed(1)
+        ours = PATTERNS[pattern]().to(dtype)
+        theirs = copy.deepcopy(ours).cuda()
+        sff_fast.smooth_(ours, PATTERNS[pattern], seed=4, rng="torch")
+        sff_fast.smooth_(theirs, PATTERNS[pattern], seed=4, rng="torch")
+        for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(bits(p), bits(q.cpu())), f"{pattern}: {name}"
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2**63 + 5, 2**64 - 1])
 def test_every_seed_that_torch_takes_is_taken(seed):
     assert_parity(PATTERNS["layers"], seed=seed)

@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import exhaustive
 import kernel_limits
 
-
-def _page(ran: int, selected: int, expression: str = "") -> str:
-    collector = exhaustive.Collector()
-    collector.selected = selected
-    collector.rows = [(f"test {i}", "passed", 1.5, "all finite") for i in range(ran)]
-    return exhaustive.page(collector, 120.0, "the command", expression)
+NAMES = [f"tests/test_exhaustive.py::test_of_the_words[all-{i}]" for i in range(3)]
+ROW = {"outcome": "passed", "seconds": 60.0, "result": "all finite"}
 
 
 def test_the_page_of_the_exhaustive_tests_says_what_has_not_run():
-    assert "3 of 3 tests passed in 2 minutes |" in _page(3, 3)
-    assert "2 of 3 tests passed in 2 minutes; **interrupted: 1 tests have not run**" in _page(2, 3)
-    assert "a part of the tests only" in _page(3, 3, "uniform")
-    assert "| test 0 | passed | 1.5 | all finite |" in _page(1, 1)
-    assert "`the command`" in _page(1, 1)
+    whole = exhaustive.page(dict.fromkeys(NAMES, ROW), NAMES, "abc")
+    assert "| outcome | 3 of 3 tests passed in 3 minutes |" in whole
+    assert "| of the words[all-0] | passed | 60.0 | all finite |" in whole
+    assert "| sources | abc |" in whole
+    part = exhaustive.page({NAMES[0]: ROW, NAMES[1]: {**ROW, "outcome": "failed"}}, NAMES, "abc")
+    assert "| outcome | 1 of 3 tests passed in 2 minutes; **1 have not run** |" in part
+
+
+def test_a_stopped_exhaustive_run_goes_on_with_what_has_not_passed(tmp_path):
+    kept = tmp_path / "rows" / "abc.json"
+    first = exhaustive.Collector(kept)
+    for name, outcome in zip(NAMES, ("passed", "failed")):
+        first.pytest_runtest_logreport(
+            SimpleNamespace(nodeid=name, when="call", outcome=outcome, duration=1.0, user_properties=[("result", "finite")])
+        )
+    second, deselected = exhaustive.Collector(kept), []
+    items = [SimpleNamespace(nodeid=name) for name in NAMES]
+    hook = SimpleNamespace(pytest_deselected=lambda items: deselected.extend(items))
+    second.pytest_collection_modifyitems(SimpleNamespace(hook=hook), items)
+    assert [item.nodeid for item in items] == NAMES[1:]
+    assert [item.nodeid for item in deselected] == NAMES[:1]
+    assert second.rows[NAMES[0]]["result"] == "finite"
+
+
+def test_other_sources_have_another_hash(tmp_path, monkeypatch):
+    before = exhaustive.sources_hash()
+    for name in ("csrc", "sff_fast/backends", "tests"):
+        shutil.copytree(exhaustive.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    monkeypatch.setattr(exhaustive, "ROOT", tmp_path)
+    assert exhaustive.sources_hash() == before
+    (tmp_path / "csrc" / "cpu" / "adamw.cpp").write_text("// another optimizer")
+    assert exhaustive.sources_hash() == before
+    (tmp_path / "csrc" / "core" / "philox.h").write_text("// another generator")
+    assert exhaustive.sources_hash() != before
 
 
 CODE = """vpaddd %ymm0,%ymm1,%ymm2
@@ -50,3 +79,30 @@ def test_the_main_loop_is_the_innermost_one_with_most_prefetches_and_moves_are_n
     assert loop.body[0] == "prefetcht0 2048(%rbx)"
     assert len(loop.body) == 10
     assert loop.arithmetic == 3  # the multiplication and two shuffles
+
+
+def _figure(must: str, ours: float, peer: str, peer_ns: float, threads: int = 1) -> dict[str, str]:
+    row = {"case": "uniform float32", "isa": "widest", "must": must, "holds": "no" if must else "", "ratio": "9.9"}
+    return {**row, "ours_ns": str(ours), "peer": peer, "peer_ns": str(peer_ns), "threads": str(threads)}
+
+
+@pytest.mark.parametrize(
+    ("compute", "limit", "reachable", "why"),
+    [
+        (0.6, 0.2, "3.00", "the vector ports"),
+        (0.2, 0.2, "1.00", "0 % of the shorter one is hidden"),
+        (0.6, 0.5, "1.20", "80 % of the shorter one is hidden"),
+    ],
+)
+def test_a_figure_that_is_not_reached_is_shown_with_what_stops_it(compute, limit, reachable, why):
+    (line,) = kernel_limits.missed([_figure("<= 1.25", 0.7, "limit", limit)], {("uniform", "float32", "avx512"): compute})
+    parts = f"arithmetic alone {compute:.3f} ns, the scale {limit:.3f}, together 0.700"
+    assert line == f"| uniform float32, widest, against limit | 1 | <= 1.25 | 9.9 | {reachable} | {parts}: {why} |"
+
+
+def test_a_ratio_to_a_peer_is_reachable_up_to_the_peers_time_over_the_longer_of_arithmetic_and_memory():
+    rows = [_figure("", 0.3, "limit", 0.2, 2), _figure(">= 16", 0.3, "torch", 3.0, 2)]
+    (line,) = kernel_limits.missed(rows, {("uniform", "float32", "avx512"): 0.6})
+    assert "| 2 | >= 16 | 9.9 | 10.00 | arithmetic alone 0.300 ns, the scale 0.200" in line
+    assert line.endswith("the vector ports |")
+    assert kernel_limits.missed(rows[:1], {}) == []  # nothing was asked of it

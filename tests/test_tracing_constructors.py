@@ -164,6 +164,16 @@ def every_kind_of_nn_init():
     )
 
 
+@case(a="Uniform(-1, 1)", b="Normal(0, 0.1)", c="Constant(0)", d="table")
+def legacy_constructors():
+    return Holder(
+        a=torch.FloatTensor(40, 10).uniform_(-1, 1),
+        b=nn.init.normal_(torch.Tensor(3, 3), 0, 0.1),
+        c=torch.zeros(3, 3).float(),
+        d=torch.Tensor([1.0, 2.0, 4.0]),
+    )
+
+
 @case(w="Normal(0, 0.1) Normal(0, 0.2) Normal(0, 0.3)")
 def rows_of_different_spread():
     w = torch.empty(3, 4)
@@ -374,6 +384,17 @@ def pruned_layers():
     return Holder(a=a, b=b)
 
 
+@case(**{f"{name}.parametrizations.weight.original": "Constant(0) Constant(-1)" for name in "abc"})
+def orthogonal_parametrizations():
+    # The matrix is a buffer, and the parameter its distance from there.
+    orthogonal = parametrizations.orthogonal
+    return Holder(
+        a=orthogonal(nn.Linear(9, 5)),
+        b=orthogonal(nn.Linear(5, 9), orthogonal_map="cayley"),
+        c=orthogonal(nn.Linear(9, 5), orthogonal_map="householder"),
+    )
+
+
 # ---------------------------------------------------------------------- generators
 @case(a="Normal(0, 1)", b="Uniform(0, 1)")
 def torchs_own_generator_given_by_name():
@@ -413,6 +434,24 @@ def a_generator_put_back_and_used_otherwise():
     return Holder(a=a, x=x, b=b, c=c, d=d, e=torch.randn(33))
 
 
+@case(
+    a="Normal(0, 1)",
+    b="Normal(0, 1)",
+    c="orthogonal(gain=1)",
+    d="orthogonal(gain=1)",
+    e="TruncNormal(0, 1, -2, 2)",
+    f="TruncNormal(0, 1, -2, 2)",
+)
+def a_generator_put_back_for_the_same_draw_in_another_form():
+    state = torch.get_rng_state()
+    a, c, e = torch.randn(4, 6), nn.init.orthogonal_(torch.empty(4, 6)), nn.init.trunc_normal_(torch.empty(30))
+    torch.set_rng_state(state)
+    b, d = torch.empty(24).normal_(), nn.init.orthogonal_(torch.empty(6, 4))
+    torch.set_rng_state(state)
+    torch.randn(24), nn.init.orthogonal_(torch.empty(4, 6))
+    return Holder(a=a, b=b, c=c, d=d, e=e, f=nn.init.trunc_normal_(torch.empty(5, 6)))
+
+
 # ---------------------------------------------------------------------- the rest
 @case(w="Normal(0, 2)")
 def inference_mode():
@@ -443,6 +482,9 @@ def test_what_a_forked_generator_draws_twice_is_one_draw():
     assert plan["b"].segments[0].draw == plan["a"].segments[0].draw == "a"
     assert len(plan.program) == 1
     assert plan.notes == ()
+    form = trace(a_generator_put_back_for_the_same_draw_in_another_form)
+    assert (form["b"].segments[0].draw, form["f"].segments[0].draw) == ("a", "e")
+    assert form["d"].segments[0].draw == "d"
     other = trace(a_generator_put_back_and_used_otherwise)
     assert other["b"].segments[0].draw == "a"
     assert [record.after for record in other.program] == [None, None, 0, 1, -1]
@@ -496,6 +538,11 @@ def weight_norm_old_and_new():
     with pytest.warns(FutureWarning, match="weight_norm"):
         old = nn.utils.weight_norm(nn.Linear(9, 5))
     return Holder(a=parametrizations.weight_norm(nn.Linear(9, 5)), b=old)
+
+
+@fallback(**{"parametrizations.weight.original": "geqrf"})
+def an_orthogonal_parametrization_that_reads_values():
+    return parametrizations.orthogonal(nn.Linear(9, 5), use_trivialization=False)
 
 
 @fallback(weight="mm > add_", bias="sum > add_")

@@ -31,6 +31,10 @@ STEPS = (
     "{x}[[0, {i} % {x}.shape[0]]] = 3.0",
     "for row in {x}: row.normal_(0.0, 1.0 + {i})",
     "torch.rand(3 + {i})",
+    "{x}.tril_({i})",
+    "{x}.masked_fill_(torch.arange({x}.shape[1]) < {i}, 0.25)",
+    "torch._foreach_mul_([{x}], 0.5)",
+    "torch.set_rng_state(state)",
 )
 """Statements that write to a tensor, or draw and forget."""
 
@@ -49,13 +53,17 @@ MAKERS = (
     "{x}.exp()",
     "torch.randn(20, 12 + {i})",
     "{x} + torch.randn_like({x})",
+    "{x}.triu(1)",
+    "{x}.masked_fill(torch.arange({x}.shape[1]) == {i}, -1.0)",
+    "torch.where(torch.arange({x}.shape[0])[:, None] > {i}, {x}, 0.5)",
     "nn.Linear(12 + {i}, 20).weight.detach()",
     "nn.Embedding(20, 12 + {i}, padding_idx={i}).weight.detach()",
     "nn.MultiheadAttention(12, 2).in_proj_weight.detach()",
 )
 """Expressions that give another tensor."""
 
-HEAD = "import copy\n\nimport torch\nfrom torch import nn\n\n\ndef factory():\n    v0 = torch.randn(24, 16)\n"
+HEAD = "import copy\n\nimport torch\nfrom torch import nn\n\n\ndef factory():\n"
+HEAD += "    state = torch.get_rng_state()\n    v0 = torch.randn(24, 16)\n"
 TAIL = "\n    return model\n"
 
 

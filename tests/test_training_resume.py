@@ -291,7 +291,7 @@ def test_resuming_a_finished_run_returns_its_result_and_writes_nothing(data, tmp
     [
         ({"lr": 0.5}, r"settings.lr: 0.01 then, 0.5 now"),
         ({"seed": 4}, r"settings.seed: 3 then, 4 now"),
-        ({"batch_size": 9, "patience": 2}, r"settings.batch_size: 25 then, 9 now; settings.patience: None then, 2 now"),
+        ({"batch_size": 9, "patience": 2}, r"settings.batch_size: 25 then, 9 now; .*settings.patience: None then, 2 now"),
         ({"rng": "torch"}, r"settings.rng: 'philox' then, 'torch' now"),
         ({"strategy": "lp"}, r"settings.strategy: 'ff' then, 'lp' now"),
         ({"data": make_data(seed=1)}, r"data.scaler.mean: .*data.sha256: '"),

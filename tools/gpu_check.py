@@ -1,6 +1,8 @@
-"""Checks the CUDA backend on a GPU and measures it: the tests, 1e9 elements against the CPU's bits, bandwidth of every path.
+"""Checks the CUDA backend on a GPU and measures it.
 
-Prints one table and writes ``runs/gpu-check.csv``. Takes a few minutes, needs no network. Exits with 1 where anything differs.
+The tests, 1e9 elements and the optimizer's steps against the CPU's bits, bandwidth of every path beside a copy on the device,
+and AdamW beside ``torch.optim.AdamW`` fused and foreach. Prints one table and writes ``runs/gpu-check.csv``. Takes a few minutes,
+needs no network. Exits with 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 import torch
 from kernels import DISTRIBUTIONS, DTYPES, bits, tasks_for
 
+from sff_fast import FusedAdamW
 from sff_fast.backends import cpu, cuda
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,8 +32,16 @@ for dtype in DTYPES:
     for distribution in DISTRIBUTIONS.values():
         for rounding in ("nearest", "stochastic"):
             cuda.run(tasks_for(torch.zeros(5003, dtype=dtype, device="cuda")[3:], distribution, rounding=rounding))
+from sff_fast import FusedAdamW
+for state in ("float32", "bfloat16", "int8"):
+    for options in ({}, {"stochastic_rounding": True}, {"compensation": "kahan"}):
+        p = torch.nn.Parameter(torch.ones(5003, dtype=torch.bfloat16, device="cuda")[3:].detach())
+        p.grad = torch.ones_like(p)
+        FusedAdamW([p], state_dtype=state, max_norm=1.0, amsgrad=True, **options).step()
 torch.cuda.synchronize()
 """
+STEPS = [(dtype, state) for dtype in (torch.float32, torch.bfloat16) for state in ("float32", "bfloat16", "int8")]
+STATE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def main() -> int:
@@ -40,14 +51,15 @@ def main() -> int:
         print(f"gpu-check: the CUDA backend cannot run here: {why}", file=sys.stderr)
         return 1
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, kernels for {cuda.describe()}")
-    failures = [name for name, check in (("tests", _tests), ("sanitizer", _sanitizer), ("bits", _same_bits)) if not check()]
-    _measure()
+    checks = (("tests", _tests), ("sanitizer", _sanitizer), ("bits", _same_bits), ("steps", _same_steps))
+    failures = [name for name, check in checks if not check()]
+    _write([*_measure(), *_measure_steps()])
     print(f"gpu-check: {'failed: ' + ', '.join(failures) if failures else 'passed'}")
     return 1 if failures else 0
 
 
 def _tests() -> bool:
-    files = ["tests/test_cuda_backend.py", "tests/test_cuda_shim.py"]
+    files = sorted(str(path) for path in (ROOT / "tests").glob("test_cuda_*.py"))
     return subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", *files], cwd=ROOT, check=False).returncode == 0
 
 
@@ -94,24 +106,87 @@ def _seconds(call) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def _measure() -> None:
-    """Bandwidth of every path beside a copy on the device that moves as many bytes."""
+def _trained(device: str, dtype: torch.dtype, **options) -> list[torch.Tensor]:
+    """Parameters and states after three steps."""
+    generator = torch.Generator().manual_seed(1)
+    params = [torch.nn.Parameter(torch.randn(n, generator=generator).to(dtype).to(device)) for n in (1, 1000, 1 << 20, 333_333)]
+    optimizer = FusedAdamW(params, lr=1e-2, max_norm=1.0, amsgrad=True, **options)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).to(dtype).to(device)
+        optimizer.step()
+    states = [value for p in params for _, value in sorted(optimizer.state[p].items())]
+    return [x.detach().cpu() for x in (*params, *states)]
+
+
+def _same_steps() -> bool:
+    """The optimizer's steps, with clipping, of every precision and way to store."""
+    ways = ({}, {"stochastic_rounding": True}, {"compensation": "kahan"})
+    cases = [(torch.bfloat16, state, way) for state in STATE_BYTES for way in ways]
+    cases += [(dtype, state, {}) for dtype in (torch.float32, torch.float16) for state in STATE_BYTES]
+    same = True
+    for dtype, state, way in cases:
+        pairs = zip(_trained("cpu", dtype, state_dtype=state, **way), _trained("cuda", dtype, state_dtype=state, **way))
+        if not all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs if a.dim()):
+            print(f"steps differ: {dtype}, {state} states, {way}")
+            same = False
+    print(f"steps: {len(cases)} kinds {'equal the CPU' if same else 'DIFFER from the CPU'}")
+    return same
+
+
+def _copied(dtype: torch.dtype) -> float:
+    """Bytes a second that a copy on the device moves."""
+    source = torch.zeros((1 << 30) // dtype.itemsize, dtype=dtype, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _seconds(lambda: target.copy_(source))
+
+
+def _measure() -> list[tuple[object, ...]]:
+    """Bandwidth of every path of smoothing."""
     rows = []
     for dtype in DTYPES:
-        source = torch.zeros(1 << 28, dtype=dtype, device="cuda")
-        target = torch.empty_like(source)
-        copied = 2 * source.nbytes / _seconds(lambda s=source, t=target: t.copy_(s)) / 1e9
-        del target
+        copied = _copied(dtype)
+        x = torch.zeros(1 << 28, dtype=dtype, device="cuda")
         for name, distribution in DISTRIBUTIONS.items():
             for rounding in ("nearest", "stochastic")[: 2 if dtype.itemsize == 2 else 1]:
                 for ahead in (0, 1):
-                    prepared = cuda.prepare(tasks_for(source[ahead:], distribution, rounding=rounding))
-                    reached = 2 * source.nbytes / _seconds(prepared.run) / 1e9
-                    rows.append((str(dtype), name, rounding, ahead, round(reached), round(copied), round(reached / copied, 3)))
-        del source
-    header = ("dtype", "draw", "rounding", "elements ahead", "GB/s", "copy GB/s", "share")
+                    prepared = cuda.prepare(tasks_for(x[ahead:], distribution, rounding=rounding))
+                    case = f"{name}, {rounding}" + (", 1 element ahead" if ahead else "")
+                    rows.append(_compared("smooth_", dtype, case, 2 * x.nbytes, _seconds(prepared.run), copied))
+    return rows
+
+
+def _measure_steps() -> list[tuple[object, ...]]:
+    """AdamW of 64 parameters of 2**20 elements beside torch's, which keeps states in the parameter's dtype."""
+    rows, n = [], 1 << 26
+    for dtype in (torch.float32, torch.bfloat16):
+        copied = _copied(dtype)
+        params = [torch.nn.Parameter(torch.zeros(1 << 20, dtype=dtype, device="cuda")) for _ in range(n >> 20)]
+        for p in params:
+            p.grad = torch.full_like(p, 1e-3)
+        for way in ("fused", "foreach"):
+            optimizer = torch.optim.AdamW(params, **{way: True})
+            rows.append(_compared(f"torch AdamW {way}", dtype, "", 7 * dtype.itemsize * n, _seconds(optimizer.step), copied))
+        for state in (state for kind, state in STEPS if kind == dtype):
+            for way in ({}, {"stochastic_rounding": True}, {"max_norm": 1.0})[:: 1 if dtype == torch.bfloat16 else 2]:
+                # Clipping reads the gradients once more.
+                moved = ((4 if "max_norm" in way else 3) * dtype.itemsize + 4 * STATE_BYTES[state]) * n
+                optimizer = FusedAdamW(params, state_dtype=state, **way)
+                case = ", ".join([f"{state} states", *way])
+                rows.append(_compared("FusedAdamW", dtype, case, moved, _seconds(optimizer.step), copied))
+    return rows
+
+
+def _compared(what: str, dtype: torch.dtype, case: str, moved: int, seconds: float, copied: float) -> tuple[object, ...]:
+    reached = moved / seconds
+    return what, str(dtype), case, round(seconds * 1e6), round(reached / 1e9), round(copied / 1e9), round(reached / copied, 3)
+
+
+def _write(rows: list[tuple[object, ...]]) -> None:
+    """Print the rows and write them to a file."""
+    header = ("what", "dtype", "case", "microseconds", "GB/s", "copy GB/s", "share")
     for row in (header, *rows):
-        print("  ".join(f"{cell!s:<18}" for cell in row))
+        print("  ".join(f"{cell!s:<20}" for cell in row))
     out = ROOT / "runs" / "gpu-check.csv"
     out.parent.mkdir(exist_ok=True)
     with out.open("w", newline="") as file:

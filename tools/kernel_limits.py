@@ -1,10 +1,11 @@
 """Writes ``docs/kernel-limits.md``: what bounds the CPU kernels, from their machine code and from runs inside the cache.
 
 For the main loop of each distribution: instructions and vector operations an element counted in the object code, the cycles
-that the vector ports need for them, the model of llvm-mca where it is installed, and the measured time on a buffer that stays
-in the second-level cache, in cycles at a frequency measured beside it.
+that the vector ports need for them (operations a cycle are measured), the model of llvm-mca where it is installed, and the
+measured time on a buffer that stays in the second-level cache. Then every figure of ``benchmarks/results/smooth.csv`` that is
+not reached, beside what the kernel could reach if arithmetic and memory overlapped wholly.
 
-Needs objdump and g++; run from the repository root on an idle machine: ``python tools/kernel_limits.py``.
+Needs objdump and g++; run from the repository root on an idle machine, after the benchmark: ``python tools/kernel_limits.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from kernels import DISTRIBUTIONS, forced_isa, tasks_for  # noqa: E402
-from timing import machine  # noqa: E402
+from timing import latest_rows, machine  # noqa: E402
 
 from sff_fast import table  # noqa: E402
 from sff_fast.backends import cpu  # noqa: E402
@@ -34,22 +35,34 @@ from sff_fast.backends import cpu  # noqa: E402
 PAGE = ROOT / "docs" / "kernel-limits.md"
 KINDS = {"constant": 0, "uniform": 1, "normal": 2, "trunc_normal": 3}
 TYPES = {"float": torch.float32, "BFloat16": torch.bfloat16}
-# Namespace, lane class, forced name, elements an iteration (2 * lanes * interleave of csrc/cpu/lanes_*.h), vector ports that
-# take arithmetic of this width (Intel since Skylake-SP: 0 and 5 with 512 bits; 0, 1 and 5 with 256).
-ISAS = {"avx512bf16": ("Avx512", "avx512", 192, 2), "avx2": ("Avx2", "avx2", 96, 3)}
+MAINLY = {"Timer-67M": ("uniform", "float32"), "Chronos-T5-base": ("normal", "float32")}
+# Namespace, lane class, forced name, elements an iteration (2 * lanes * interleave of csrc/cpu/lanes_*.h), register.
+ISAS = {"avx512bf16": ("Avx512", "avx512", 192, "zmm"), "avx2": ("Avx2", "avx2", 96, "ymm")}
 CLOCK = """
 #include <chrono>
 #include <cstdio>
-int main() {
+template <class F>
+double fastest(int operations, F f) {
     double best = 0;
     for (int k = 0; k < 50; ++k) {
         const auto begin = std::chrono::steady_clock::now();
-        unsigned long x = 1;
-        for (int i = 0; i < 200000; ++i) asm volatile("imul %0,%0\\nimul %0,%0\\nimul %0,%0\\nimul %0,%0" : "+r"(x));
+        for (int i = 0; i < 100000; ++i) f();
         const double ns = std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begin).count();
-        if (200000 * 12 / ns > best) best = 200000 * 12 / ns;
+        if (100000 * operations / ns > best) best = 100000 * operations / ns;
     }
-    std::printf("%.3f", best);
+    return best;
+}
+#define EACH(op, r) \\
+    op " %%" r "0,%%" r "1,%%" r "2\\n" op " %%" r "0,%%" r "1,%%" r "3\\n" op " %%" r "0,%%" r "1,%%" r "4\\n" \\
+    op " %%" r "0,%%" r "1,%%" r "5\\n" op " %%" r "0,%%" r "1,%%" r "6\\n" op " %%" r "0,%%" r "1,%%" r "7\\n"
+#define TWICE(op, r) EACH(op, r) EACH(op, r)
+#define USES "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7"
+int main() {
+    unsigned long x = 1;
+    std::printf("%.3f ", fastest(12, [&] { asm volatile("imul %0,%0\\nimul %0,%0\\nimul %0,%0\\nimul %0,%0" : "+r"(x)); }));
+    std::printf("%.3f ", fastest(12, [] { asm volatile(TWICE("vpxor", "ymm")::: USES); }));
+    const bool wide = __builtin_cpu_supports("avx512f");
+    std::printf("%.3f", wide ? fastest(12, [] { asm volatile(TWICE("vpxord", "zmm")::: USES); }) : 0.0);
 }
 """
 
@@ -130,31 +143,28 @@ def resident_ns(label: str, dtype: torch.dtype, isa: str) -> float:
     return (best[1] - best[0]) / (lengths[1] - lengths[0])
 
 
-def scale_ns(dtype: torch.dtype) -> float:
-    """Nanoseconds an element of an in-place scale of 10^8 elements in memory: median of nine."""
-    x = torch.zeros(100_000_000, dtype=dtype)
-    times = []
-    for _ in range(10):
-        begin = time.perf_counter_ns()
-        x.mul_(0.999)
-        times.append(time.perf_counter_ns() - begin)
-    return sorted(times[1:])[4] / x.numel()
-
-
-def frequency() -> float:
-    """GHz, from a chain of multiplications of three cycles each."""
+def speed() -> dict[str, float]:
+    """GHz from a chain of multiplications of three cycles each, and exclusive-ors a cycle on ymm and zmm registers."""
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder) / "clock.cpp", Path(folder) / "clock"
         source.write_text(CLOCK)
         subprocess.run(["g++", "-O1", str(source), "-o", str(program)], check=True)
-        return float(subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout)
+        printed = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
+    ghz, ymm, zmm = map(float, printed.split())
+    return {"GHz": ghz, "ymm": round(ymm / ghz), "zmm": round(zmm / ghz)}
 
 
-def rows(ghz: float) -> list[str]:
-    """The table's lines."""
-    functions, lines = disassembled(), []
-    scale = {dtype: scale_ns(dtype) for dtype in TYPES.values()}
-    for namespace, (lanes, isa, per, ports) in ISAS.items():
+def rows(here: dict[str, float], scale: dict[tuple[str, str], float]) -> tuple[list[str], dict[tuple[str, str, str], float]]:
+    """The table's lines, and nanoseconds an element in the cache by distribution, dtype and instruction set.
+
+    Args:
+        here: From :func:`speed`.
+        scale: Nanoseconds an element of the in-place scale on one thread, by distribution and dtype, where it was measured.
+    """
+    functions, lines, resident = disassembled(), [], {}
+    ghz = here["GHz"]
+    for namespace, (lanes, isa, per, register) in ISAS.items():
+        ports = here[register]
         for type_name, dtype in TYPES.items():
             shown = type_name if type_name == "float" else f"sff::{namespace}::{type_name}"
             for label, kind in KINDS.items():
@@ -165,12 +175,49 @@ def rows(ghz: float) -> list[str]:
                 loop = main_loop(code)
                 cycles, measured = model_cycles(loop), resident_ns(label, dtype, isa)
                 name = str(dtype).removeprefix("torch.")
+                resident[label, name, isa] = measured
+                limit = scale.get((label, name))
+                least = f"{limit:.3f} | {max(1.0, measured / limit):.2f}" if limit else "not measured | "
                 lines.append(
                     f"| {label} | {name} | {isa} | {len(loop.body) / per:.2f} | {loop.arithmetic / per:.2f} "
                     f"| {loop.arithmetic / per / ports:.2f} | {f'{cycles / per:.2f}' if cycles else 'no llvm-mca'} "
-                    f"| {measured * ghz:.2f} | {measured:.3f} | {scale[dtype]:.3f} | {max(1.0, measured / scale[dtype]):.2f} |"
+                    f"| {measured * ghz:.2f} | {measured:.3f} | {least} |"
                 )
                 print(lines[-1], flush=True)
+    return lines, resident
+
+
+def missed(found: list[dict[str, str]], resident: dict[tuple[str, str, str], float]) -> list[str]:
+    """A line for every figure of the benchmark that is not reached.
+
+    Args:
+        found: Rows of the benchmark.
+        resident: From :func:`rows`.
+    """
+    limits = {(r["case"], r["isa"], r["threads"]): float(r["peer_ns"]) for r in found if r["peer"] == "limit"}
+    lines = []
+    for r in found:
+        if r["holds"] != "no":
+            continue
+        label, dtype = [*r["case"].split(), ""][:2]
+        label, dtype = MAINLY.get(label, (label, dtype))
+        alone = resident.get((label, dtype, "avx2" if r["isa"] == "avx2" else "avx512"))
+        limit = limits.get((r["case"], r["isa"], r["threads"]))
+        reach, why = "", "no arithmetic of its own: see the other rows"
+        if alone is not None and limit is not None:
+            upper, wanted = r["must"].startswith("<="), float(r["must"].split()[1])
+            ours, peer = float(r["ours_ns"]), float(r["peer_ns"])
+            compute = alone / int(r["threads"])
+            floor = max(compute, limit)
+            best = floor / peer if upper else peer / floor
+            reach = f"{best:.2f}"
+            why = f"arithmetic alone {compute:.3f} ns, the scale {limit:.3f}, together {ours:.3f}: "
+            if best <= wanted if upper else best >= wanted:
+                why += f"{100 * max(0.0, compute + limit - ours) / min(compute, limit):.0f} % of the shorter one is hidden"
+            else:
+                why += "the vector ports" if compute > limit else "the memory"
+        figure = f"{r['case']}, {r['isa']}, against {r['peer']}"
+        lines.append(f"| {figure} | {r['threads']} | {r['must']} | {r['ratio']} | {reach} | {why} |")
     return lines
 
 
@@ -181,22 +228,40 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.pop("SFF_FAST_ISA", None)
-    ghz, here = frequency(), machine()
+    measured, here = speed(), machine()
+    found = latest_rows("smooth")
+    near = {(r["case"], r["threads"]): r for r in found if r["peer"] == "limit" and r["isa"] == "widest"}
+    scale = {tuple(case.split()): float(r["peer_ns"]) for (case, threads), r in near.items() if threads == "1"}
+    lines, resident = rows(measured, scale)
+    one, two = (near["normal float32", threads]["ours_ns"] for threads in ("1", "2"))
     head = f"""# What bounds the CPU kernels
 
-Written by `python tools/kernel_limits.py` on {here["date"]} UTC: {here["cpu"]} at {ghz:.2f} GHz (measured), one thread,
-torch {here["torch"]}.
+Written by `python tools/kernel_limits.py` on {here["date"]} UTC: {here["cpu"]} at {measured["GHz"]:.2f} GHz that does
+{measured["zmm"]} exclusive-ors of 512 bits or {measured["ymm"]} of 256 a cycle (measured), one thread, torch {here["torch"]}.
 
 A kernel that computes longer than memory needs cannot reach the speed of an in-place scale, however it is written. The columns:
 instructions and vector arithmetic of the main loop an element, counted in the object code; cycles an element that the vector
-ports need for the arithmetic alone (two ports of 512 bits, three of 256); cycles by llvm-mca's model; cycles and time measured
-in the second-level cache; the in-place scale of 10^8 elements in memory; and the least ratio to it that one thread can reach.
-Two threads share the memory but not the ports, so that the ratio falls towards one.
+ports need for the arithmetic alone; cycles by llvm-mca's model, which lets some 512-bit operations use a third port that the
+measurement above does not find; cycles and time measured in the second-level cache; the in-place scale of 10^8 elements in
+memory, from the benchmark; and the least ratio to it that one thread can reach.
+
+Threads have vector ports of their own where they run on cores of their own: normal fp32, which is bound by them, takes {one} ns
+an element on one thread and {two} on two.
 
 | draw | dtype | ISA | instructions | vector | cycles, ports | cycles, model | cycles, measured | ns | scale, ns | least ratio |
 |---|---|---|---|---|---|---|---|---|---|---|
 """
-    options.output.write_text(head + "\n".join(rows(ghz)) + "\n")
+    tail = f"""
+## Figures that are not reached
+
+From `benchmarks/results/smooth.csv` ({found[-1]["date"]} UTC, `python benchmarks/bench_smooth.py`). *Reachable* is the figure
+that the arithmetic of the table above or the in-place scale would give, whichever takes longer: as if one were wholly hidden
+behind the other. A core hides as much as its window of some five hundred instructions covers, about one turn of the loop.
+
+| figure | threads | wanted | measured | reachable | what stops it |
+|---|---|---|---|---|---|
+"""
+    options.output.write_text(head + "\n".join(lines) + "\n" + tail + "\n".join(missed(found, resident)) + "\n")
     print(f"written to {options.output}")
 
 

@@ -1,4 +1,4 @@
-"""Prints the table of docs/cuda.md: what limits each vector loop of the CUDA kernels, by a model.
+"""Prints the tables of docs/cuda.md: what limits each vector loop of the CUDA kernels, by a model.
 
 The model: a loop takes the longer of two times an element, its bytes at the memory's peak bandwidth and its instructions at
 one a cycle for each of a multiprocessor's four schedulers. Instructions are counted in nvcc's machine code. Nothing here was
@@ -9,39 +9,58 @@ Source of the figures: NVIDIA's data sheets of the H100 SXM and the H200 SXM (ba
 
 from __future__ import annotations
 
-from cuda_code import compile_kernels, functions
+from cuda_code import ADAMW_SOURCE, adamw_name, compile_kernels, functions
 
 GPUS = {"H100": (3.35e12, 132, 1.98e9), "H200": (4.8e12, 132, 1.98e9)}
 """Bytes a second, multiprocessors, clock."""
 LANES = 4 * 32
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+STATE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1 + 4 / 256}
+"""Of a moment, with its share of a block's scale."""
 
 
 def main() -> None:
-    """Compile for sm_90, count, and print the table in Markdown."""
+    """Compile for sm_90, count, and print the tables in Markdown."""
     cubin, _ = compile_kernels("sm_90", "cubin")
     found = functions(cubin)
-    print("| dtype | draw | instructions an element | " + " | ".join(f"{gpu} ps/element, limit" for gpu in GPUS) + " |")
-    print("|---|---|---|" + "---|" * len(GPUS))
+    _header("dtype", "draw")
     for dtype, size in BYTES.items():
         unit = 8 if size == 2 else 4
         for draw, loop in _named(found, dtype, unit):
-            cells = []
-            for bandwidth, processors, clock in GPUS.values():
-                memory = 2 * size / bandwidth
-                issue = loop.path / unit / (processors * LANES * clock)
-                cells.append(f"{max(memory, issue) * 1e12:.2f}, {'memory' if memory > issue else 'instructions'}")
-            print(f"| {dtype} | {draw} | {loop.path / unit:.1f} | " + " | ".join(cells) + " |")
+            _row((dtype, draw), loop.path / unit, 2 * size)
+    print()
+    cubin, _ = compile_kernels("sm_90", "cubin", ADAMW_SOURCE)
+    _header("parameter", "states", "stored")
+    for name, loops in sorted(functions(cubin, adamw_name).items(), key=str):
+        if not loops or name[3]:
+            continue
+        dtype, state, storing, _ = name
+        unit = 4 if dtype == state == "float32" else 8
+        moved = BYTES[dtype] * (5 if storing == "compensated" else 3) + 4 * STATE_BYTES[state]
+        _row((dtype, state, storing), loops[0].path / unit, moved)
+
+
+def _header(*names: str) -> None:
+    columns = [*names, "bytes an element", "instructions an element", *(f"{gpu} ps/element, limit" for gpu in GPUS)]
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
+
+
+def _row(names: tuple[str, ...], instructions: float, moved: float) -> None:
+    cells = [*names, f"{moved:g}", f"{instructions:.1f}"]
+    for bandwidth, processors, clock in GPUS.values():
+        memory = moved / bandwidth
+        issue = instructions / (processors * LANES * clock)
+        cells.append(f"{max(memory, issue) * 1e12:.2f}, {'memory' if memory > issue else 'instructions'}")
+    print("| " + " | ".join(cells) + " |")
 
 
 def _named(found, dtype, unit):
     """The loops with one block for four elements, by what they draw."""
-    for truncated in (False, True):
-        for loop in found[dtype, False, truncated]:
-            if 4 * round(loop.count(r"IMAD\.WIDE\.U32") / 19) == unit:
-                roots = loop.count("MUFU")
-                plain, rooted = ("truncated normal", "truncated normal, tails") if truncated else ("uniform", "normal")
-                yield rooted if roots else plain, loop
+    for truncated, names in ((False, ("uniform", "normal")), (True, ("truncated normal", "truncated normal, tails"))):
+        loops = [x for x in found[dtype, False, truncated] if 4 * round(x.count(r"IMAD\.WIDE\.U32") / 18) == unit]
+        # The kernel of truncated normals has the others too, which are shorter.
+        yield from zip(names, sorted(loops, key=lambda loop: loop.path)[-2:])
 
 
 if __name__ == "__main__":

@@ -48,5 +48,16 @@ SFF_INLINE void adamw(typename L::F& param, typename L::F grad, typename L::F& e
     param = param - (c.step_size * exp_avg) / denominator;
 }
 
+// The norm of a gradient whose squares sum up to `sum`, and what clipping to `max_norm` multiplies the gradient by.
+// Source: torch.nn.utils.clip_grad_norm_. A NaN stays in the factor: it belongs into the parameters, as with torch.
+struct Clipping {
+    double norm;
+    float factor;
+};
+SFF_INLINE Clipping clipping(double sum, double grad_scale, double max_norm) {
+    const double norm = square_root(sum) * grad_scale, factor = max_norm / (norm + 1e-6);
+    return {norm, factor >= 1.0 ? 1.0f : static_cast<float>(factor)};
+}
+
 }  // namespace SFF_ISA
 }  // namespace sff

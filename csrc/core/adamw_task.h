@@ -13,6 +13,11 @@ enum Storing : int32_t { kStoreNearest = 0, kStoreStochastic = 1, kStoreCompensa
 
 constexpr int64_t kQuantizedBlock = 256;  // elements of a parameter that share the scales of the int8 states
 
+// Sums of squares are made of pieces of this many elements of a task: element i joins partial sum i mod kSumWidth of its
+// piece in order, these are added by halves, and pieces one after the other. So the sum does not depend on who computes it.
+constexpr int64_t kSumPiece = 64 << 10;
+constexpr int kSumWidth = 16;
+
 // All tensors hold `elements` numbers in the parameter's order in memory. Addresses of what a step does not have are 0.
 struct AdamWTask {
     uint64_t param, grad, compensation;                                   // of the parameter's dtype

@@ -29,6 +29,10 @@ constexpr float kUnsignedTop = 4026531840.0f, kUnsignedUnit = 0x1.111112p-32f;
 constexpr float kSmallestScale = 0x1p-90f;  // blocks below count as zero: their codes would fall among the denormals
 constexpr uint32_t kDitherStep = 0xC13FA9A9u;  // 2^32 / 1.3247...: the plastic number
 
+struct Int8 {
+    uint8_t code;
+};
+
 // What the codes of a block are multiplied by (decode) and its elements (encode). A block with a NaN or an infinity is
 // NaN as a whole.
 SFF_INLINE float block_scale(float largest, bool finite) {

@@ -63,6 +63,14 @@ SFF_INLINE float square_root(float x) {
 #endif
 }
 
+SFF_INLINE double square_root(double x) {
+#if defined(__CUDA_ARCH__)
+    return __dsqrt_rn(x);
+#else
+    return __builtin_sqrt(x);
+#endif
+}
+
 template <int S>
 SFF_INLINE uint32_t shift_left(uint32_t x) { return x << S; }
 template <int S>
@@ -89,6 +97,9 @@ SFF_INLINE uint64_t multiply_low_halves(uint64_t a, uint64_t b) {
 #endif
 }
 SFF_INLINE uint64_t high_half(uint64_t x) { return x >> 32; }
+// The same where vectors are shuffled instead of shifted: the two instructions take different ports.
+SFF_INLINE uint64_t high_half_shuffled(uint64_t x) { return x >> 32; }
+SFF_INLINE uint64_t to_high_half(uint64_t x) { return x << 32; }
 SFF_INLINE uint64_t exclusive_or(uint64_t a, uint64_t b) { return a ^ b; }
 SFF_INLINE uint64_t exclusive_or(uint64_t a, uint64_t b, uint64_t c) { return a ^ b ^ c; }
 

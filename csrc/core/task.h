@@ -10,6 +10,7 @@ enum Distribution : int32_t { kConstant = 0, kUniform = 1, kNormal = 2, kTruncNo
 enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };
 enum Rounding : int32_t { kNearest = 0, kStochastic = 1 };
 
+constexpr int64_t kElementSize[] = {4, 2, 2, 8};  // bytes by DType
 constexpr int kMaxRank = 6;
 
 // For each multi-index m of `size`, with s(strides) = sum(m * strides):

@@ -13,7 +13,7 @@
 namespace sff {
 namespace {
 
-constexpr int64_t kClaim = 64 << 10;       // elements that a thread claims at a time: tens of microseconds of work
+constexpr int64_t kClaim = kSumPiece;      // elements that a thread claims at a time: tens of microseconds of work
 constexpr int64_t kPerThread = 128 << 10;  // elements below which a further thread costs more than it brings
 static_assert(kClaim % kQuantizedBlock == 0, "a claim is whole blocks");
 

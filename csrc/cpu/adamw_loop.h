@@ -9,10 +9,6 @@
 namespace sff {
 namespace SFF_ISA {
 
-struct Int8 {
-    uint8_t code;
-};
-
 // The arrays of a step, from some element on. P: dtype of the parameter, S: type of the states.
 template <class P, class S>
 struct AdamWArrays {
@@ -328,7 +324,7 @@ void adamw_step(const AdamWTask& t, int64_t begin, int64_t end) {
 
 template <class P>
 double sum_of_squares_of(const P* g, int64_t n) {
-    constexpr int width = 16;
+    constexpr int width = kSumWidth;
     double sums[width] = {};
     int64_t i = 0;
     for (; i + width <= n; i += width) {

@@ -12,7 +12,6 @@ namespace {
 
 using Wide = __int128;  // strides times sizes must not overflow before they are compared
 
-constexpr int64_t kElementSize[] = {4, 2, 2, 8};
 
 [[noreturn]] void refuse(int64_t index, const std::string& what) {
     throw std::invalid_argument("kernel table, task " + std::to_string(index) + ": " + what);
@@ -110,6 +109,7 @@ void refuse_overlap(std::vector<Bytes>& sorted) {
 
 // True where distinct indices of the box are sure to be distinct addresses: each stride passes all smaller ones.
 bool is_nested(const Task& t) {
+    if (t.rank == 1) return true;  // check_task refuses a stride of zero
     std::vector<std::pair<int64_t, int64_t>> dims;
     for (int d = 0; d < t.rank; ++d)
         if (t.size[d] > 1) dims.emplace_back(std::llabs(t.memory_strides[d]), t.size[d]);

@@ -12,6 +12,7 @@ struct Avx2 {
     static constexpr int lanes = 8;
     static constexpr int blocks = lanes / 2;
     static constexpr int interleave = 6;
+    static constexpr int together = 2;
     static constexpr const char* name = "avx2";
 
     struct F {
@@ -64,6 +65,11 @@ struct Avx2 {
         _mm256_storeu_ps(x + lanes, b.v);
         for (int i = 0; i < 2 * lanes; ++i) narrow(x[i], p[i]);
     }
+    struct NanNote {
+        __m256 nans = _mm256_setzero_ps();
+        SFF_INLINE void add(F a, F b) { nans = _mm256_or_ps(nans, _mm256_cmp_ps(a.v, b.v, _CMP_UNORD_Q)); }
+        SFF_INLINE bool any() const { return _mm256_movemask_ps(nans) != 0; }
+    };
     static SFF_INLINE void store(float* p, F a) { _mm256_storeu_ps(p, a.v); }
     static SFF_INLINE void store(Float16* p, F a) {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -109,6 +115,7 @@ struct Avx2 {
         _mm256_storeu_pd(p + 4, high);
     }
     static SFF_INLINE void prefetch(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+    static SFF_INLINE void prefetch_far(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 };
 
 SFF_INLINE Avx2::F operator+(Avx2::F a, Avx2::F b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -144,14 +151,21 @@ SFF_INLINE Avx2::F larger(Avx2::F a, Avx2::F b) { return {_mm256_max_ps(a.v, b.v
 SFF_INLINE Avx2::Q operator+(Avx2::Q a, Avx2::Q b) { return {_mm256_add_epi64(a.v, b.v)}; }
 SFF_INLINE Avx2::Q multiply_low_halves(Avx2::Q a, Avx2::Q b) { return {_mm256_mul_epu32(a.v, b.v)}; }
 SFF_INLINE Avx2::Q high_half(Avx2::Q a) { return {_mm256_srli_epi64(a.v, 32)}; }
+SFF_INLINE Avx2::Q high_half_shuffled(Avx2::Q a) { return {_mm256_shuffle_epi32(a.v, 0xF5)}; }
+SFF_INLINE Avx2::Q to_high_half(Avx2::Q a) { return {_mm256_slli_epi64(a.v, 32)}; }
 SFF_INLINE Avx2::Q exclusive_or(Avx2::Q a, Avx2::Q b) { return {_mm256_xor_si256(a.v, b.v)}; }
 SFF_INLINE Avx2::Q exclusive_or(Avx2::Q a, Avx2::Q b, Avx2::Q c) { return exclusive_or(exclusive_or(a, b), c); }
-SFF_INLINE Avx2::U join_low_halves(Avx2::Q a, Avx2::Q b) {
+SFF_INLINE Avx2::Q join_low_halves(Avx2::Q a, Avx2::Q b) {
     return {_mm256_blend_epi32(a.v, _mm256_slli_epi64(b.v, 32), 0xAA)};
 }
-SFF_INLINE void interleave_words(Avx2::U a, Avx2::U b, Avx2::U& low, Avx2::U& high) {
-    low = {_mm256_unpacklo_epi64(a.v, b.v)};
-    high = {_mm256_unpackhi_epi64(a.v, b.v)};
+SFF_INLINE Avx2::Q join_high_halves(Avx2::Q a, Avx2::Q b) {
+    return {_mm256_blend_epi32(_mm256_srli_epi64(a.v, 32), b.v, 0xAA)};
+}
+SFF_INLINE Avx2::U both_halves(Avx2::Q a) { return {a.v}; }
+SFF_INLINE void interleave_pairs(Avx2::Q a, Avx2::Q b, Avx2::U& low, Avx2::U& high) {
+    const __m256 x = _mm256_castsi256_ps(a.v), y = _mm256_castsi256_ps(b.v);
+    low = {_mm256_castps_si256(_mm256_shuffle_ps(x, y, _MM_SHUFFLE(0, 1, 0, 1)))};
+    high = {_mm256_castps_si256(_mm256_shuffle_ps(x, y, _MM_SHUFFLE(2, 3, 2, 3)))};
 }
 SFF_INLINE void interleave_floats(Avx2::F a, Avx2::F b, Avx2::F& low, Avx2::F& high) {
     low = {_mm256_unpacklo_ps(a.v, b.v)};

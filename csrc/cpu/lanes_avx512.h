@@ -13,6 +13,7 @@ struct Avx512 {
     static constexpr int lanes = 16;
     static constexpr int blocks = lanes / 2;
     static constexpr int interleave = 6;
+    static constexpr int together = 6;
 #ifdef SFF_NATIVE_BF16
     static constexpr const char* name = "avx512+bf16";
 #else
@@ -64,6 +65,11 @@ struct Avx512 {
         _mm512_storeu_ps(x + lanes, b.v);
         for (int i = 0; i < 2 * lanes; ++i) narrow(x[i], p[i]);
     }
+    struct NanNote {
+        __mmask16 numbers = 0xffff;
+        SFF_INLINE void add(F a, F b) { numbers = _mm512_mask_cmp_ps_mask(numbers, a.v, b.v, _CMP_ORD_Q); }
+        SFF_INLINE bool any() const { return numbers != 0xffff; }
+    };
     static SFF_INLINE void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
     static SFF_INLINE void store(Float16* p, F a) {
         const __m256i x = _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -79,8 +85,8 @@ struct Avx512 {
     // The conversion instruction flushes denormals, and stores NaN otherwise than the stream wants: such vectors are
     // rounded lane by lane (VFPCLASS: 0x01 quiet NaN, 0x20 denormal, 0x80 signalling NaN).
     static SFF_INLINE void store_pair(BFloat16* p, F a, F b) {
-        const __mmask16 special = _mm512_fpclass_ps_mask(a.v, 0xA1) | _mm512_fpclass_ps_mask(b.v, 0xA1);
-        if (__builtin_expect(special != 0, 0)) return store_pair_with_nan(p, a, b);
+        const bool plain = _kortestz_mask16_u8(_mm512_fpclass_ps_mask(a.v, 0xA1), _mm512_fpclass_ps_mask(b.v, 0xA1)) != 0;
+        if (__builtin_expect(!plain, 0)) return store_pair_with_nan(p, a, b);
         _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v));
     }
 #else
@@ -120,6 +126,7 @@ struct Avx512 {
         _mm512_storeu_pd(p + 8, high);
     }
     static SFF_INLINE void prefetch(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+    static SFF_INLINE void prefetch_far(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 };
 
 SFF_INLINE Avx512::F operator+(Avx512::F a, Avx512::F b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -155,16 +162,23 @@ SFF_INLINE Avx512::F larger(Avx512::F a, Avx512::F b) { return {_mm512_max_ps(a.
 SFF_INLINE Avx512::Q operator+(Avx512::Q a, Avx512::Q b) { return {_mm512_add_epi64(a.v, b.v)}; }
 SFF_INLINE Avx512::Q multiply_low_halves(Avx512::Q a, Avx512::Q b) { return {_mm512_mul_epu32(a.v, b.v)}; }
 SFF_INLINE Avx512::Q high_half(Avx512::Q a) { return {_mm512_srli_epi64(a.v, 32)}; }
+SFF_INLINE Avx512::Q high_half_shuffled(Avx512::Q a) { return {_mm512_shuffle_epi32(a.v, _MM_PERM_DDBB)}; }
+SFF_INLINE Avx512::Q to_high_half(Avx512::Q a) { return {_mm512_slli_epi64(a.v, 32)}; }
 SFF_INLINE Avx512::Q exclusive_or(Avx512::Q a, Avx512::Q b) { return {_mm512_xor_si512(a.v, b.v)}; }
 SFF_INLINE Avx512::Q exclusive_or(Avx512::Q a, Avx512::Q b, Avx512::Q c) {
     return {_mm512_ternarylogic_epi32(a.v, b.v, c.v, 0x96)};
 }
-SFF_INLINE Avx512::U join_low_halves(Avx512::Q a, Avx512::Q b) {
+SFF_INLINE Avx512::Q join_low_halves(Avx512::Q a, Avx512::Q b) {
     return {_mm512_mask_shuffle_epi32(a.v, 0xAAAA, b.v, _MM_PERM_CCAA)};
 }
-SFF_INLINE void interleave_words(Avx512::U a, Avx512::U b, Avx512::U& low, Avx512::U& high) {
-    low = {_mm512_unpacklo_epi64(a.v, b.v)};
-    high = {_mm512_unpackhi_epi64(a.v, b.v)};
+SFF_INLINE Avx512::Q join_high_halves(Avx512::Q a, Avx512::Q b) {
+    return {_mm512_mask_shuffle_epi32(b.v, 0x5555, a.v, _MM_PERM_DDBB)};
+}
+SFF_INLINE Avx512::U both_halves(Avx512::Q a) { return {a.v}; }
+SFF_INLINE void interleave_pairs(Avx512::Q a, Avx512::Q b, Avx512::U& low, Avx512::U& high) {
+    const __m512 x = _mm512_castsi512_ps(a.v), y = _mm512_castsi512_ps(b.v);
+    low = {_mm512_castps_si512(_mm512_shuffle_ps(x, y, _MM_SHUFFLE(0, 1, 0, 1)))};
+    high = {_mm512_castps_si512(_mm512_shuffle_ps(x, y, _MM_SHUFFLE(2, 3, 2, 3)))};
 }
 SFF_INLINE void interleave_floats(Avx512::F a, Avx512::F b, Avx512::F& low, Avx512::F& high) {
     low = {_mm512_unpacklo_ps(a.v, b.v)};

@@ -9,7 +9,8 @@ namespace SFF_ISA {
 struct Portable {
     static constexpr int lanes = 4;            // fp32 lanes of F
     static constexpr int blocks = lanes / 2;   // Philox blocks of Q
-    static constexpr int interleave = 1;
+    static constexpr int interleave = 1;       // units whose random words are made in step
+    static constexpr int together = 1;         // units whose draws are made from their words in step
     static constexpr const char* name = "baseline";
 
     struct F {
@@ -44,6 +45,15 @@ struct Portable {
     static SFF_INLINE F load(const T* p) {
         return {{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}};
     }
+    // Remembers whether a NaN was among the lanes. `store` may leave NaNs as they are, for who keeps such a note.
+    struct NanNote {
+        SFF_INLINE void add(F, F) {}
+        SFF_INLINE bool any() const { return false; }  // `store` makes them canonical itself
+    };
+    template <class T>
+    static SFF_INLINE void store(T* p, F a) {
+        for (int i = 0; i < lanes; ++i) narrow(a.v[i], p[i]);
+    }
     template <class T>
     static SFF_INLINE void store_pair(T* p, F a, F b) {
         for (int i = 0; i < lanes; ++i) {
@@ -61,7 +71,8 @@ struct Portable {
     static SFF_INLINE void interpolate(double* p, double shrink, double perturb, F draw) {
         for (int i = 0; i < lanes; ++i) p[i] = interpolated(p[i], shrink, perturb, draw.v[i]);
     }
-    static SFF_INLINE void prefetch(uintptr_t) {}
+    static SFF_INLINE void prefetch(uintptr_t) {}      // a line that is needed soon
+    static SFF_INLINE void prefetch_far(uintptr_t) {}  // into the second-level cache, which leaves the first level's few requests free
 };
 
 #define SFF_LANEWISE(type, expression)                        \
@@ -103,21 +114,33 @@ SFF_INLINE Portable::Q multiply_low_halves(Portable::Q a, Portable::Q b) {
     return {{multiply_low_halves(a.v[0], b.v[0]), multiply_low_halves(a.v[1], b.v[1])}};
 }
 SFF_INLINE Portable::Q high_half(Portable::Q a) { return {{a.v[0] >> 32, a.v[1] >> 32}}; }
+SFF_INLINE Portable::Q high_half_shuffled(Portable::Q a) { return high_half(a); }
+SFF_INLINE Portable::Q to_high_half(Portable::Q a) { return {{a.v[0] << 32, a.v[1] << 32}}; }
 SFF_INLINE Portable::Q exclusive_or(Portable::Q a, Portable::Q b) { return {{a.v[0] ^ b.v[0], a.v[1] ^ b.v[1]}}; }
 SFF_INLINE Portable::Q exclusive_or(Portable::Q a, Portable::Q b, Portable::Q c) {
     return {{a.v[0] ^ b.v[0] ^ c.v[0], a.v[1] ^ b.v[1] ^ c.v[1]}};
 }
 
-// Low halves of a in the even 32-bit lanes, of b in the odd ones.
-SFF_INLINE Portable::U join_low_halves(Portable::Q a, Portable::Q b) {
-    return {{static_cast<uint32_t>(a.v[0]), static_cast<uint32_t>(b.v[0]), static_cast<uint32_t>(a.v[1]),
-             static_cast<uint32_t>(b.v[1])}};
+// The same halves of a and b, that of a in the low half of the result.
+SFF_INLINE Portable::Q join_low_halves(Portable::Q a, Portable::Q b) {
+    return {{static_cast<uint32_t>(a.v[0]) | b.v[0] << 32, static_cast<uint32_t>(a.v[1]) | b.v[1] << 32}};
 }
-// Pairs of 64-bit (interleave_words) or 32-bit (interleave_floats) lanes, taken in turn within each 128-bit lane.
-SFF_INLINE void interleave_words(Portable::U a, Portable::U b, Portable::U& low, Portable::U& high) {
-    low = {{a.v[0], a.v[1], b.v[0], b.v[1]}};
-    high = {{a.v[2], a.v[3], b.v[2], b.v[3]}};
+SFF_INLINE Portable::Q join_high_halves(Portable::Q a, Portable::Q b) {
+    return {{a.v[0] >> 32 | (b.v[0] >> 32) << 32, a.v[1] >> 32 | (b.v[1] >> 32) << 32}};
 }
+// All 32-bit lanes, the low half of each 64-bit lane first.
+SFF_INLINE Portable::U both_halves(Portable::Q a) {
+    return {{static_cast<uint32_t>(a.v[0]), static_cast<uint32_t>(a.v[0] >> 32), static_cast<uint32_t>(a.v[1]),
+             static_cast<uint32_t>(a.v[1] >> 32)}};
+}
+// 64-bit lanes of a and b taken in turn within each 128-bit lane, the high half of each first.
+SFF_INLINE void interleave_pairs(Portable::Q a, Portable::Q b, Portable::U& low, Portable::U& high) {
+    const auto upper = [](uint64_t x) { return static_cast<uint32_t>(x >> 32); };
+    const auto lower = [](uint64_t x) { return static_cast<uint32_t>(x); };
+    low = {{upper(a.v[0]), lower(a.v[0]), upper(b.v[0]), lower(b.v[0])}};
+    high = {{upper(a.v[1]), lower(a.v[1]), upper(b.v[1]), lower(b.v[1])}};
+}
+// 32-bit lanes taken in turn within each 128-bit lane.
 SFF_INLINE void interleave_floats(Portable::F a, Portable::F b, Portable::F& low, Portable::F& high) {
     low = {{a.v[0], b.v[0], a.v[1], b.v[1]}};
     high = {{a.v[2], b.v[2], a.v[3], b.v[3]}};

@@ -10,7 +10,6 @@
 namespace sff {
 namespace {
 
-constexpr int64_t kElementSize[] = {4, 2, 2, 8};
 constexpr int64_t kClaim = 256 << 10;     // bytes that a thread claims at a time: about 10 us of work
 constexpr int64_t kPerThread = 1 << 20;   // bytes below which a further thread costs more than it brings
 constexpr int64_t kAlign = 64;            // parts of a box begin at multiples of this many elements

@@ -1,18 +1,7 @@
 // One instruction set's kernels. CMake compiles this file once for each, with SFF_ISA and the compiler's flags for it.
-#if defined(SFF_LANES_AVX512)
-#include "lanes_avx512.h"
-#define SFF_LANES Avx512
-#elif defined(SFF_LANES_AVX2)
-#include "lanes_avx2.h"
-#define SFF_LANES Avx2
-#else
-#include "lanes_portable.h"
-#define SFF_LANES Portable
-#endif
-#include "smooth_loop.h"
+#include "lanes.h"
 
-#define SFF_CONCAT_(a, b) a##b
-#define SFF_CONCAT(a, b) SFF_CONCAT_(a, b)
+#include "smooth_loop.h"
 
 namespace sff {
 

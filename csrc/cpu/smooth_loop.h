@@ -10,7 +10,7 @@
 #include "../core/distributions.h"
 #include "../core/dtypes.h"
 #include "kernel.h"
-#include "lanes_twice.h"
+#include "lanes_together.h"
 
 namespace sff {
 namespace SFF_ISA {
@@ -29,14 +29,30 @@ struct Coefficients {
           perturb64(t.perturb) {}
 };
 
+// Types whose NaNs stay NaNs when they are narrowed: they are stored as they come and looked after a group at a time.
+template <class T>
+constexpr bool kNansLater = std::is_same<T, float>::value || std::is_same<T, Float16>::value;
+
+template <class T>
+__attribute__((noinline, cold)) void make_nans_canonical(T* p, int n) {
+    for (int i = 0; i < n; ++i) p[i] = canonical(p[i]);
+}
+
 template <class L, class T>
-SFF_INLINE void apply_pair(T* p, typename L::F first, typename L::F second, const Coefficients<L>& c) {
+SFF_INLINE void apply_pair(T* p, typename L::F first, typename L::F second, const Coefficients<L>& c, typename L::NanNote& nans) {
     if constexpr (std::is_same<T, double>::value) {
         L::interpolate(p, c.shrink64, c.perturb64, first);
         L::interpolate(p + L::lanes, c.shrink64, c.perturb64, second);
     } else {
-        L::store_pair(p, fused(c.shrink, L::load(p), c.perturb * first),
-                      fused(c.shrink, L::load(p + L::lanes), c.perturb * second));
+        const auto a = fused(c.shrink, L::load(p), c.perturb * first);
+        const auto b = fused(c.shrink, L::load(p + L::lanes), c.perturb * second);
+        if constexpr (kNansLater<T>) {
+            nans.add(a, b);
+            L::store(p, a);
+            L::store(p + L::lanes, b);
+        } else {
+            L::store_pair(p, a, b);
+        }
     }
 }
 
@@ -46,41 +62,62 @@ SFF_INLINE void apply_pair_stochastic(T* p, typename L::F first, typename L::F s
                              fused(c.shrink, L::load(p + L::lanes), c.perturb * second), h);
 }
 
+// The first products of Philox for the unit at `block`, and what is added to them `units` units further on. They are exact as
+// long as the low half of `block` does not wrap.
 template <class L>
-SFF_INLINE void words_in_order(const typename L::Q (&w)[4], typename L::U& first, typename L::U& second) {
-    interleave_words(join_low_halves(w[0], w[1]), join_low_halves(w[2], w[3]), first, second);
+SFF_INLINE typename L::Q products_at(uint64_t block) {
+    return L::q(static_cast<uint64_t>(static_cast<uint32_t>(block)) * kPhiloxM0) + L::first_products(kPhiloxM0);
 }
 
-// Counter products of J consecutive units from `block` on; the low half of `block` must not wrap within what is used.
-template <class L, int J>
-SFF_INLINE void unit_words(uint64_t block, const PhiloxKey& key, typename L::Q (&c)[J][4]) {
-    const typename L::Q lanes = L::first_products(kPhiloxM0);
+template <class L>
+SFF_INLINE typename L::Q products_step(int units) {
+    return L::q(static_cast<uint64_t>(units) * L::blocks * kPhiloxM0);
+}
+
+// The words of J consecutive units.
+template <class L, int J, PhiloxForm Form>
+SFF_INLINE void unit_words(typename L::Q products, const PhiloxKey& key, typename L::Q (&c)[J][4]) {
     SFF_UNROLL
-    for (int j = 0; j < J; ++j) {
-        const uint64_t first = static_cast<uint32_t>(block) + static_cast<uint64_t>(j) * L::blocks;
-        c[j][0] = L::q(first * kPhiloxM0) + lanes;
-    }
-    philox<L, J>(c, key);
+    for (int j = 0; j < J; ++j) c[j][0] = j == 0 ? products : products + products_step<L>(j);
+    philox<L, J, Form>(c, key);
 }
 
-template <class L, int Kind>
-SFF_INLINE void unit_draws(const typename L::Q (&w)[4], const Task& t, typename L::F& first, typename L::F& second) {
-    typename L::U a, b;
+// The form of the words that a distribution takes.
+constexpr PhiloxForm form_of(int kind) { return kind == kNormal ? kJoined : kPairs; }
+
+// The draws of N units from their words, two vectors each.
+template <class L, int Kind, int N>
+SFF_INLINE void unit_draws(const typename L::Q (*w)[4], const Task& t, typename L::F (&draws)[N][2]) {
     if constexpr (Kind == kNormal) {
-        typename L::F even, odd;
-        box_muller<L>(join_low_halves(w[0], w[2]), join_low_halves(w[1], w[3]), even, odd);
-        const auto mean = L::f(t.p[0]), std = L::f(t.p[1]);
-        interleave_floats(fused(std, even, mean), fused(std, odd, mean), first, second);
-    } else if constexpr (Kind == kUniform) {
-        words_in_order<L>(w, a, b);
-        const auto low = L::f(t.p[0]), width = L::f(t.p[1] * 5.9604644775390625e-8f);
-        first = uniform<L>(a, low, width);
-        second = uniform<L>(b, low, width);
+        using Units = Together<L, N>;
+        typename Units::U w0, w1;
+        typename Units::F even, odd;
+        SFF_UNROLL
+        for (int j = 0; j < N; ++j) {
+            w0.v[j] = both_halves(w[j][0]);
+            w1.v[j] = both_halves(w[j][1]);
+        }
+        box_muller<Units>(w0, w1, even, odd);
+        const auto mean = Units::f(t.p[0]), std = Units::f(t.p[1]);
+        even = fused(std, even, mean);
+        odd = fused(std, odd, mean);
+        SFF_UNROLL
+        for (int j = 0; j < N; ++j) interleave_floats(even.v[j], odd.v[j], draws[j][0], draws[j][1]);
     } else {
-        words_in_order<L>(w, a, b);
-        const auto both = truncated_normal<Twice<L>, Kind == kTruncNormalTail>({a, b}, t.p);
-        first = both.a;
-        second = both.b;
+        SFF_UNROLL
+        for (int j = 0; j < N; ++j) {
+            typename Together<L, 2>::U words;
+            interleave_pairs(w[j][0], w[j][1], words.v[0], words.v[1]);
+            if constexpr (Kind == kUniform) {
+                const auto low = L::f(t.p[0]), width = L::f(t.p[1] * 5.9604644775390625e-8f);
+                draws[j][0] = uniform<L>(words.v[0], low, width);
+                draws[j][1] = uniform<L>(words.v[1], low, width);
+            } else {
+                const auto both = truncated_normal<Together<L, 2>, Kind == kTruncNormalTail>(words, t.p);
+                draws[j][0] = both.v[0];
+                draws[j][1] = both.v[1];
+            }
+        }
     }
 }
 
@@ -90,33 +127,40 @@ SFF_INLINE P* advance(P* p, int64_t n) {
     return Exists ? p + n : p;
 }
 
-// J whole units at p, whose first draw is the first one of `block`; table and h point to the draws and rounding bits of p
-// where the kind of run has them.
+// J whole units at p, whose first draw is the first one of the block with these products; table and h point to the draws and
+// rounding bits of p where the kind of run has them.
 template <class L, class T, int Kind, int J, bool Stochastic>
-SFF_INLINE void units(T* p, uint64_t block, const PhiloxKey& key, const float* table, const uint16_t* h, const Task& t,
+SFF_INLINE void units(T* p, typename L::Q products, const PhiloxKey& key, const float* table, const uint16_t* h, const Task& t,
                       const Coefficients<L>& c) {
     constexpr int width = 2 * L::lanes;
     typename L::Q w[J][4];
-    if constexpr (Kind != kConstant && Kind != kTable) unit_words<L, J>(block, key, w);
+    if constexpr (Kind != kConstant && Kind != kTable) unit_words<L, J, form_of(Kind)>(products, key, w);
+    constexpr int step = J % L::together == 0 ? L::together : 1;
+    typename L::F draws[step][2];
+    typename L::NanNote nans;
     SFF_UNROLL
     for (int j = 0; j < J; ++j) {
         T* q = p + j * width;
-        typename L::F first, second;
+        if constexpr (Kind != kConstant && Kind != kTable) {
+            if (j % step == 0) unit_draws<L, Kind, step>(w + j, t, draws);
+        }
+        typename L::F &first = draws[j % step][0], &second = draws[j % step][1];
         if constexpr (Kind == kConstant) {
             first = second = L::f(t.p[0]);
         } else if constexpr (Kind == kTable) {
             first = L::load_table(table + j * width);
             second = L::load_table(table + j * width + L::lanes);
-        } else {
-            unit_draws<L, Kind>(w[j], t, first, second);
         }
         for (int line = 0; line < static_cast<int>(sizeof(T)) * width; line += 64)
-            L::prefetch(reinterpret_cast<uintptr_t>(q) + kPrefetchBytes + static_cast<uintptr_t>(line));
+            L::prefetch_far(reinterpret_cast<uintptr_t>(q) + kPrefetchBytes + static_cast<uintptr_t>(line));
         if constexpr (Stochastic) {
             apply_pair_stochastic<L>(q, first, second, c, h + j * width);
         } else {
-            apply_pair<L>(q, first, second, c);
+            apply_pair<L>(q, first, second, c, nans);
         }
+    }
+    if constexpr (kNansLater<T> && !Stochastic) {
+        if (__builtin_expect(nans.any(), 0)) make_nans_canonical(p, J * width);
     }
 }
 
@@ -133,7 +177,7 @@ __attribute__((noinline)) void partial_unit(T* p, int skip, int count, uint64_t 
     if (Kind == kTable) memcpy(draws + skip, table, sizeof(float) * static_cast<size_t>(count));
     if (Stochastic) memcpy(halves + skip, h, sizeof(uint16_t) * static_cast<size_t>(count));
     const PhiloxKey key = philox_key(t.seed, t.stream, static_cast<uint32_t>(block >> 32));
-    units<L, T, Kind, 1, Stochastic>(values, block, key, draws, halves, t, Coefficients<L>(t));
+    units<L, T, Kind, 1, Stochastic>(values, products_at<L>(block), key, draws, halves, t, Coefficients<L>(t));
     memcpy(p, values + skip, sizeof(T) * static_cast<size_t>(count));
 }
 
@@ -158,13 +202,15 @@ void draw_run(T* p, int64_t n, uint64_t draw, const uint16_t* h, const Task& tas
             partial_unit<L, T, Kind, Stochastic>(p, skip, static_cast<int>(i), block, table, h, task);
             ++block;
         }
-        for (; i + many * width <= end; i += many * width, block += many * L::blocks)
-            units<L, T, Kind, many, Stochastic>(p + i, block, key, advance<tabled>(table, i), advance<Stochastic>(h, i), t, c);
-        for (; i + width <= end; i += width, block += L::blocks)
-            units<L, T, Kind, 1, Stochastic>(p + i, block, key, advance<tabled>(table, i), advance<Stochastic>(h, i), t, c);
+        const int64_t begin = i;
+        typename L::Q products = products_at<L>(block);
+        for (; i + many * width <= end; i += many * width, products = products + products_step<L>(many))
+            units<L, T, Kind, many, Stochastic>(p + i, products, key, advance<tabled>(table, i), advance<Stochastic>(h, i), t, c);
+        for (; i + width <= end; i += width, products = products + products_step<L>(1))
+            units<L, T, Kind, 1, Stochastic>(p + i, products, key, advance<tabled>(table, i), advance<Stochastic>(h, i), t, c);
         if (i < end)
-            partial_unit<L, T, Kind, Stochastic>(p + i, 0, static_cast<int>(end - i), block, advance<tabled>(table, i),
-                                                 advance<Stochastic>(h, i), task);
+            partial_unit<L, T, Kind, Stochastic>(p + i, 0, static_cast<int>(end - i), block + static_cast<uint64_t>(i - begin) / 4,
+                                                 advance<tabled>(table, i), advance<Stochastic>(h, i), task);
         p += end;
         h = advance<Stochastic>(h, end);
         table = advance<tabled>(table, end);
@@ -173,15 +219,15 @@ void draw_run(T* p, int64_t n, uint64_t draw, const uint16_t* h, const Task& tas
     }
 }
 
-// The words of J units from `block` on, in order.
+// The words of J units, in order.
 template <class L, int J>
-SFF_INLINE void store_unit_words(uint64_t block, const PhiloxKey& key, uint32_t* out) {
+SFF_INLINE void store_unit_words(typename L::Q products, const PhiloxKey& key, uint32_t* out) {
     typename L::Q c[J][4];
-    unit_words<L, J>(block, key, c);
+    unit_words<L, J, kPairs>(products, key, c);
     SFF_UNROLL
     for (int j = 0; j < J; ++j) {
         typename L::U first, second;
-        words_in_order<L>(c[j], first, second);
+        interleave_pairs(c[j][0], c[j][1], first, second);
         store_words(out + 2 * j * L::lanes, first);
         store_words(out + (2 * j + 1) * L::lanes, second);
     }
@@ -205,9 +251,15 @@ __attribute__((noinline)) const uint16_t* rounding_bits(const Task& t, uint64_t 
             memcpy(out, w, sizeof w);
         }
     }
-    for (; left > (many - 1) * L::blocks; left -= many * L::blocks, block += many * L::blocks, out += 2 * many * L::lanes)
-        store_unit_words<L, many>(block, key, out);
-    for (; left > 0; left -= L::blocks, block += L::blocks, out += 2 * L::lanes) store_unit_words<L, 1>(block, key, out);
+    typename L::Q products = products_at<L>(block);
+    for (; left > (many - 1) * L::blocks; left -= many * L::blocks, out += 2 * many * L::lanes) {
+        store_unit_words<L, many>(products, key, out);
+        products = products + products_step<L>(many);
+    }
+    for (; left > 0; left -= L::blocks, out += 2 * L::lanes) {
+        store_unit_words<L, 1>(products, key, out);
+        products = products + products_step<L>(1);
+    }
     return reinterpret_cast<const uint16_t*>(words) + skip;
 }
 
@@ -320,12 +372,8 @@ template <class L>
 void philox_words(uint64_t seed, uint64_t stream, uint64_t block, int64_t count, uint32_t* words) {
     for (; count > 0; ++block, --count, words += 4) {
         if (count >= L::blocks && static_cast<uint32_t>(block) <= 0xffffffffu - L::blocks) {
-            typename L::Q c[1][4];
-            typename L::U first, second;
-            unit_words<L, 1>(block, philox_key(seed, stream, static_cast<uint32_t>(block >> 32)), c);
-            words_in_order<L>(c[0], first, second);
-            store_words(words, first);
-            store_words(words + L::lanes, second);
+            const PhiloxKey key = philox_key(seed, stream, static_cast<uint32_t>(block >> 32));
+            store_unit_words<L, 1>(products_at<L>(block), key, words);
             block += L::blocks - 1;
             count -= L::blocks - 1;
             words += 4 * (L::blocks - 1);

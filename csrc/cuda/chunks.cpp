@@ -9,7 +9,6 @@
 namespace sff {
 namespace {
 
-constexpr int64_t kElementSize[] = {4, 2, 2, 8};
 constexpr int64_t kShortRow = 128;                    // rows below this many elements are done one element a thread
 constexpr uint64_t kCut = 128;                        // bytes: a cache line, so that only the ends of a run are scalar
 constexpr uint64_t kDrawsAHighWord = 1ull << 34;      // four draws a block, 2^32 blocks
@@ -32,7 +31,7 @@ Bucket bucket_of(const Task& t) {
     return {t.dtype, stochastic ? kStochastic : kNearest, t.distribution == kTruncNormal, t.seed, stochastic ? t.round_seed : 0, t.data, 0, 0};
 }
 
-auto order(const Bucket& b) { return std::make_tuple(b.dtype, b.rounding, b.truncated, b.seed, b.round_seed); }
+auto order(const Bucket& b) { return std::make_tuple(b.dtype, b.rounding, b.seed, b.round_seed); }
 
 bool has_runs(const Task& t, int64_t elements) {
     const int last = t.rank - 1;
@@ -107,6 +106,7 @@ Chunks cut_into_chunks(const Task* tasks, int64_t count, int32_t largest) {
             bucket.first = static_cast<int64_t>(result.chunks.size());
             result.buckets.push_back(bucket);
         }
+        result.buckets.back().truncated |= bucket.truncated;
         const int64_t elements = elements_of(t);
         if (has_runs(t, elements)) {
             add_runs(t, i, largest, result.chunks);

@@ -18,7 +18,7 @@ struct Chunk {
 static_assert(sizeof(Chunk) == 32, "no padding");
 
 // What one launch does: chunks [first, first + count) are of one dtype, one rounding and one seed. A plan has one seed and
-// one rounding, hence one bucket a dtype; truncated normals, which take more registers, have one of their own.
+// one rounding, hence one bucket a dtype. Truncated normals among them take a kernel that has more registers.
 struct Bucket {
     int32_t dtype, rounding;
     bool truncated;

@@ -6,25 +6,13 @@
 // for 8 of 2 bytes. Scattered elements are done one a thread, each with its own block.
 #include "smooth.h"
 
+#include "global.h"
 #include "unit.h"
 
 namespace sff {
 namespace {
 
 using namespace SFF_ISA;
-
-// A number that the compiler takes for a new one each time.
-__device__ __forceinline__ uint64_t not_hoisted(uint64_t x) {
-#if defined(__CUDA_ARCH__)
-    asm volatile("mov.b64 %0, %0;" : "+l"(x));
-#endif
-    return x;
-}
-
-// The pointer to an address. Only what is derived from a pointer among a kernel's arguments is known to be global memory.
-__device__ __forceinline__ char* at_address(const Launch& launch, uint64_t address) {
-    return launch.memory + static_cast<int64_t>(address - not_hoisted(launch.memory_address));
-}
 
 // What a thread keeps of its run. The rest is read or computed again where it is needed, since registers are what limits
 // the number of threads: addresses, parameters of truncated normals, the key of the rounding stream.
@@ -37,11 +25,11 @@ struct Run {
     float p[2];
 };
 
-__device__ __forceinline__ char* data_of(const Run& run) { return at_address(run.launch, run.chunk.data); }
+__device__ __forceinline__ char* data_of(const Run& run) { return at_address(run.launch.memory, run.chunk.data); }
 
 // kTable: the draw of element 0.
 __device__ __forceinline__ const float* table_of(const Run& run) {
-    return reinterpret_cast<const float*>(at_address(run.launch, run.task.table + 4 * run.chunk.draw));
+    return reinterpret_cast<const float*>(at_address(run.launch.memory, run.task.table + 4 * run.chunk.draw));
 }
 
 template <int Kind>
@@ -65,9 +53,9 @@ __device__ __forceinline__ void rounding_halves(const Run& run, int at, uint32_t
 
 // The words of the unit at an address; zeros where old values are not read.
 template <class T>
-__device__ __forceinline__ void load_unit(const Run& run, const char* address, uint32_t (&words)[kWords<T>]) {
+__device__ __forceinline__ void load_unit(const Run& run, const char* address, uint32_t (&words)[kUnitWords<T>]) {
     SFF_UNROLL
-    for (int i = 0; i < kWords<T>; i += 4) {
+    for (int i = 0; i < kUnitWords<T>; i += 4) {
         uint4 v = make_uint4(0, 0, 0, 0);
         if (reads_old<T>(run.factors)) v = reinterpret_cast<const uint4*>(address)[i / 4];
         words[i] = v.x;
@@ -78,9 +66,9 @@ __device__ __forceinline__ void load_unit(const Run& run, const char* address, u
 }
 
 template <class T>
-__device__ __forceinline__ void store_unit(char* address, const uint32_t (&words)[kWords<T>]) {
+__device__ __forceinline__ void store_unit(char* address, const uint32_t (&words)[kUnitWords<T>]) {
     SFF_UNROLL
-    for (int i = 0; i < kWords<T>; i += 4)
+    for (int i = 0; i < kUnitWords<T>; i += 4)
         reinterpret_cast<uint4*>(address)[i / 4] = make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
 }
 
@@ -98,8 +86,10 @@ __device__ __forceinline__ void units_of(const Run& run, int begin, int end) {
     SFF_ONCE
     for (int at = begin + static_cast<int>(threadIdx.x) * width; at < end; at += step) {
         char* address = data + static_cast<int64_t>(at) * static_cast<int64_t>(sizeof(T));
-        uint32_t words[kWords<T>];
+        uint32_t words[kUnitWords<T>];
         if constexpr (early) load_unit<T>(run, address, words);
+        uint32_t halves[4] = {};
+        if constexpr (Stochastic) rounding_halves(run, at, halves);
         float draws[width];
         const uint32_t block = place.block_of(at);
         float here[4], next[4];
@@ -120,8 +110,6 @@ __device__ __forceinline__ void units_of(const Run& run, int begin, int end) {
                 for (int i = 0; i < 4; ++i) draws[j + i] = Kind == kConstant ? run.p[0] : table[at + j + i];
             }
         }
-        uint32_t halves[4] = {};
-        if constexpr (Stochastic) rounding_halves(run, at, halves);
         if constexpr (!early) load_unit<T>(run, address, words);
         smooth_unit<T, Stochastic>(words, run.factors, draws, halves);
         store_unit<T>(address, words);
@@ -200,14 +188,14 @@ __device__ __forceinline__ void do_run(const Launch& launch, const Task& task, c
                {task.p[0], task.p[1]}};
     philox_stream(task.stream, static_cast<uint32_t>(chunk.draw >> 34), run.draw_key);
     if constexpr (Truncated) {
-        return task.p[7] != 0 ? run_kind<T, Stochastic, kTruncNormalTail>(run) : run_kind<T, Stochastic, kTruncNormal>(run);
-    } else {
-        switch (task.distribution) {
-            case kConstant: return run_kind<T, Stochastic, kConstant>(run);
-            case kTable: return run_kind<T, Stochastic, kTable>(run);
-            case kUniform: return run_kind<T, Stochastic, kUniform>(run);
-            default: return run_kind<T, Stochastic, kNormal>(run);
-        }
+        if (task.distribution == kTruncNormal)
+            return task.p[7] != 0 ? run_kind<T, Stochastic, kTruncNormalTail>(run) : run_kind<T, Stochastic, kTruncNormal>(run);
+    }
+    switch (task.distribution) {
+        case kConstant: return run_kind<T, Stochastic, kConstant>(run);
+        case kTable: return run_kind<T, Stochastic, kTable>(run);
+        case kUniform: return run_kind<T, Stochastic, kUniform>(run);
+        default: return run_kind<T, Stochastic, kNormal>(run);
     }
 }
 
@@ -228,7 +216,7 @@ __device__ void do_scattered(const Launch& launch, const Task& task, uint64_t at
     if (task.distribution == kConstant) {
         r = task.p[0];
     } else if (task.distribution == kTable) {
-        r = *reinterpret_cast<const float*>(at_address(launch, task.table + 4 * draw));
+        r = *reinterpret_cast<const float*>(at_address(launch.memory, task.table + 4 * draw));
     } else {
         float draws[4];
         draw_block(task, draw >> 2, draws);
@@ -241,14 +229,15 @@ __device__ void do_scattered(const Launch& launch, const Task& task, uint64_t at
         halves[0] = (logical & 4) != 0 ? ((logical & 2) != 0 ? halves[3] : halves[2]) : ((logical & 2) != 0 ? halves[1] : halves[0]);
     }
     const Factors factors = {static_cast<float>(task.shrink), static_cast<float>(task.perturb), task.shrink, task.perturb};
-    T* element = reinterpret_cast<T*>(at_address(launch, task.data + memory * sizeof(T)));
+    T* element = reinterpret_cast<T*>(at_address(launch.memory, task.data + memory * sizeof(T)));
     *element = smoothed<T, Stochastic>(*element, factors, r, ((logical & 1) != 0 ? halves[0] >> 16 : halves[0]) & 0xffffu);
 }
 
-// Blocks of a multiprocessor that the registers are cut for: 75 % of its threads, half for fp64 (whose units are twice as
-// wide) and where arithmetic limits. With fewer registers each of these would spill.
+// Blocks of a multiprocessor that the registers are cut for: 75 % of its threads; five eighths with truncated normals among the
+// draws, and for fp64, whose units are twice as wide; half for both of these and for stochastic rounding, three eighths for that with
+// truncated normals. With fewer registers each would spill.
 template <class T, bool Stochastic, bool Truncated>
-constexpr int kResident = Stochastic || Truncated || sizeof(T) == 8 ? 4 : 6;
+constexpr int kResident = Stochastic ? (Truncated ? 3 : 4) : Truncated ? (sizeof(T) == 8 ? 4 : 5) : sizeof(T) == 8 ? 5 : 6;
 
 template <class T, bool Stochastic, bool Truncated>
 __global__ void __launch_bounds__(kThreads, (kResident<T, Stochastic, Truncated>)) smooth_kernel(const Launch launch) {
@@ -289,25 +278,14 @@ cudaError_t has_kernel(const Bucket& bucket) {
     return cudaFuncGetAttributes(&attributes, kernel_of(bucket));
 }
 
-cudaError_t shape_of(const Bucket& bucket, Shape& shape) {
-    int device = 0, processors = 0, resident = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (error == cudaSuccess)
-        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel_of(bucket), static_cast<int>(kThreads), 0);
-    if (error != cudaSuccess) return error;
-    const int64_t at_once = static_cast<int64_t>(processors) * resident;
-    shape = {static_cast<unsigned>(bucket.count < at_once ? bucket.count : at_once), kThreads};
-    return cudaSuccess;
-}
+cudaError_t shape_of(const Bucket& bucket, Shape& shape) { return resident_shape(kernel_of(bucket), bucket.count, shape); }
 
 Launch arguments_of(const Bucket& bucket, const Task* tasks, const Chunk* chunks) {
     Launch arguments;
     arguments.tasks = tasks;
     arguments.chunks = chunks + bucket.first;
     arguments.count = static_cast<uint32_t>(bucket.count);
-    arguments.memory = reinterpret_cast<char*>(bucket.memory);
-    arguments.memory_address = bucket.memory;
+    arguments.memory = {reinterpret_cast<char*>(bucket.memory), bucket.memory};
     arguments.draw = philox_key(bucket.seed, 0, 0);
     arguments.round_seed = bucket.round_seed;
     return arguments;

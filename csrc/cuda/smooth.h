@@ -5,6 +5,8 @@
 
 #include "../core/philox.h"
 #include "chunks.h"
+#include "global.h"
+#include "occupancy.h"
 
 namespace sff {
 
@@ -14,16 +16,10 @@ struct Launch {
     const Task* tasks;
     const Chunk* chunks;
     uint32_t count;  // of chunks
-    char* memory;  // any address of the bucket's parameters, as a pointer and as a number
-    uint64_t memory_address, round_seed;
+    Origin memory;  // any address of the bucket's parameters
+    uint64_t round_seed;
     SFF_ISA::PhiloxKey draw;
 };
-
-struct Shape {
-    unsigned grid, block;
-};
-
-constexpr unsigned kThreads = 256;
 
 // Whether the current device can run the kernels: cudaErrorNoKernelImageForDevice where its architecture was not compiled.
 cudaError_t has_kernel(const Bucket& bucket);

@@ -16,7 +16,7 @@ namespace SFF_ISA {
 template <class T>
 constexpr int kUnit = sizeof(T) == 2 ? 8 : 4;
 template <class T>
-constexpr int kWords = kUnit<T> * static_cast<int>(sizeof(T)) / 4;  // 32-bit words of a unit: one or two 128-bit accesses
+constexpr int kUnitWords = kUnit<T> * static_cast<int>(sizeof(T)) / 4;  // 32-bit words of a unit: one or two 128-bit accesses
 template <int Kind>
 constexpr bool kRandom = Kind != kConstant && Kind != kTable;
 
@@ -109,7 +109,7 @@ SFF_INLINE uint32_t canonical_word(uint32_t word) {
 
 // A unit in place, as the words that its vector accesses move; halves: the rounding bits, two a word.
 template <class T, bool Stochastic>
-SFF_INLINE void smooth_unit(uint32_t (&words)[kWords<T>], const Factors& f, const float (&draws)[kUnit<T>],
+SFF_INLINE void smooth_unit(uint32_t (&words)[kUnitWords<T>], const Factors& f, const float (&draws)[kUnit<T>],
                             const uint32_t (&halves)[4]) {
     if constexpr (std::is_same<T, double>::value) {
         SFF_UNROLL

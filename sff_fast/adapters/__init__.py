@@ -11,9 +11,15 @@ from sff_fast.adapters.chronos_t5 import ChronosT5Adapter
 from sff_fast.adapters.moirai import MoiraiAdapter
 from sff_fast.adapters.moirai_2 import Moirai2Adapter
 from sff_fast.adapters.moirai_moe import MoiraiMoEAdapter
+from sff_fast.adapters.moment import MomentAdapter
 from sff_fast.adapters.registry import FamilyInfo, families, load, register, tiny
 from sff_fast.adapters.sundial import SundialAdapter
 from sff_fast.adapters.timer import TimerAdapter
+from sff_fast.adapters.timer_84m import Timer84mAdapter
+from sff_fast.adapters.timesfm_2_0 import TimesFM20Adapter
+from sff_fast.adapters.timesfm_2_5 import TimesFM25Adapter
+from sff_fast.adapters.timesfm_2_5_google import TimesFM25GoogleAdapter
+from sff_fast.adapters.timesfm_3_google import TimesFM3GoogleAdapter
 from sff_fast.adapters.ttm import TTMAdapter
 from sff_fast.adapters.units import UniTSAdapter
 
@@ -28,9 +34,15 @@ __all__ = [
     "Moirai2Adapter",
     "MoiraiAdapter",
     "MoiraiMoEAdapter",
+    "MomentAdapter",
     "SundialAdapter",
     "TTMAdapter",
+    "Timer84mAdapter",
     "TimerAdapter",
+    "TimesFM3GoogleAdapter",
+    "TimesFM20Adapter",
+    "TimesFM25Adapter",
+    "TimesFM25GoogleAdapter",
     "UniTSAdapter",
     "families",
     "load",
@@ -42,10 +54,16 @@ __all__ = [
 register(Chronos2Adapter)
 register(ChronosBoltAdapter)
 register(ChronosT5Adapter)
+register(MomentAdapter)
 register(SundialAdapter)
 register(MoiraiAdapter)
 register(Moirai2Adapter)
 register(MoiraiMoEAdapter)
 register(TimerAdapter)
+register(TimesFM25Adapter)
+register(TimesFM20Adapter)
+register(TimesFM25GoogleAdapter)
+register(TimesFM3GoogleAdapter)
+register(Timer84mAdapter)
 register(TTMAdapter)
 register(UniTSAdapter)

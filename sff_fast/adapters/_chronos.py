@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import warnings
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from sff_fast.adapters import _huggingface as huggingface
+from sff_fast.adapters._series import to_series
 from sff_fast.adapters.base import Adapter, Limits, as_dtype
-from sff_fast.errors import ArgumentError, CheckpointError, require
+from sff_fast.errors import CheckpointError, require
 
 
 class ChronosAdapter(Adapter):
@@ -60,8 +62,7 @@ class ChronosAdapter(Adapter):
             MissingPackageError: chronos-forecasting is not installed.
         """
         dtype = as_dtype(dtype)
-        if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1):
-            raise ArgumentError(f"dropout must lie in [0, 1), got {dropout!r}")
+        huggingface.check_dropout(dropout)
         folder, config = huggingface.open_folder(path, cls.variant)
         if not cls._fits(config):
             huggingface.refuse(
@@ -167,23 +168,14 @@ def pieces(context: Tensor, target: Tensor, longest: int) -> Iterator[tuple[Tens
         yield torch.cat((context, target[..., :start]), dim=-1), target[..., start : start + longest]
 
 
-def to_series(values: Tensor) -> Tensor:
-    """[B, L, C] -> [B * C, L], float32 and contiguous: every channel a series of its own."""
-    return values.float().transpose(1, 2).reshape(-1, values.shape[1]).contiguous()
+def as_series(values: Tensor) -> Tensor:
+    """[B, L, C] -> [B * C, L] as the package takes it: float32, and contiguous for the search of its bins."""
+    return to_series(values.float()).contiguous()
 
 
-def from_series(values: Tensor, like: Tensor) -> Tensor:
-    """[B * C, ..., H] -> [B, ..., H, C], on the device of ``like`` [B, L, C]."""
-    return values.to(like.device).unflatten(0, (-1, like.shape[2])).movedim(1, -1)
-
-
-def quietly() -> warnings.catch_warnings:
-    """Keeps the package's advice on long horizons, which the caller has chosen, out of the user's sight."""
-    return _Quietly()
-
-
-class _Quietly(warnings.catch_warnings):
-    def __enter__(self) -> Any:
-        entered = super().__enter__()
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep the package's advice on long horizons, which the caller has chosen, out of the user's sight."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="We recommend keeping prediction length")
-        return entered
+        yield

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sff_fast import files
+from sff_fast.adapters._foreign import foreign
 from sff_fast.adapters.checkpoint import (
-    ForeignCheckpointError,
     existing_path,
     load_exactly,
     named_tensors,
@@ -23,9 +23,8 @@ from sff_fast.adapters.checkpoint import (
     read_weights,
     unwrapped,
     weight_file,
-    weight_files,
 )
-from sff_fast.errors import CheckpointError, require
+from sff_fast.errors import ArgumentError, CheckpointError, require
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -98,14 +97,19 @@ def refuse(folder: Path, variant: str, expected: str, got: str) -> NoReturn:
     """Raise the error for a folder whose configuration is that of another model.
 
     Raises:
-        ForeignCheckpointError: Always; it names the first tensor where there is just one file of weights.
+        ForeignCheckpointError: Always; it names the first tensor where the weights can be read.
     """
-    found = weight_files(folder, WEIGHTS)
-    state = named_tensors(unwrapped(read_weights(found[0]))[0], found[0]) if len(found) == 1 else {}
-    first = f"; its first tensor is {next(iter(state))!r}" if state else ""
-    raise ForeignCheckpointError(
-        f"{str(folder / CONFIG)!r} does not fit the family {variant!r}: {expected}, got {got}{first}", tuple(state)
-    )
+    raise foreign(folder, variant, f"{expected}, got {got}")
+
+
+def check_dropout(dropout: Any) -> None:
+    """Check an option of ``load``; None stands for the checkpoint's own.
+
+    Raises:
+        ArgumentError: It does not lie in [0, 1).
+    """
+    if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1):
+        raise ArgumentError(f"dropout must lie in [0, 1), got {dropout!r}")
 
 
 def construct(make: Callable[[], Made], path: Path, what: str, extra: str) -> Made:
@@ -168,14 +172,21 @@ def load_generation(model: Any, folder: Path, extra: str) -> None:
     model.generation_config = construct(partial(make, read_config(path)), path, "settings of generation", extra)
 
 
-def write(model: Any, folder: Path, architecture: str) -> None:
-    """Write what ``save_pretrained`` writes: ``config.json``, ``model.safetensors``, for generators their settings."""
+def write(model: Any, folder: Path, architecture: str, rename: Callable[[str], str] = str) -> None:
+    """Write what ``save_pretrained`` writes: ``config.json``, ``model.safetensors``, for generators their settings.
+
+    Args:
+        model: The model.
+        folder: Where to write.
+        architecture: The class that ``config.json`` names.
+        rename: The name in the file for a name in the model, where transformers keeps them apart.
+    """
     config = copy.deepcopy(model.config)
     config.architectures = [architecture]
     config.dtype = next(model.parameters()).dtype
     files.write_json(folder / CONFIG, json.loads(config.to_json_string()))
     aliases = {name for names in _tied(model) for name in names[1:]}
-    state = {name: tensor for name, tensor in model.state_dict().items() if name not in aliases}
+    state = {rename(name): tensor for name, tensor in model.state_dict().items() if name not in aliases}
     files.save_safetensors(folder / WEIGHTS[0], state, {"format": "pt"})
     if model.can_generate():
         files.write_json(folder / GENERATION, json.loads(model.generation_config.to_json_string()))

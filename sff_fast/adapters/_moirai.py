@@ -12,7 +12,6 @@ import typing
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -147,7 +146,7 @@ class MoiraiBase(Adapter):
             with torch.random.fork_rng(devices=[]):
                 return cls._instantiate(config)
         except invalid as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise CheckpointError(f"{str(path)!r} describes no valid {cls.variant} model ({reason}): replace it") from error
 
     @classmethod
@@ -181,9 +180,14 @@ class MoiraiBase(Adapter):
         """Values in a patch."""
 
     @property
+    def _least_patch(self) -> int:
+        """Values in the shortest patch that may be used."""
+        return self.patch_size
+
+    @property
     def limits(self) -> Limits:
         """Context and horizon of ``max_seq_len`` patches together."""
-        most = (self.model.max_seq_len - 1) * self.patch_size
+        most = (self.model.max_seq_len - 1) * self._least_patch
         return Limits(max_context=most, max_prediction=most)
 
     def check_lengths(self, context_length: int, prediction_length: int) -> None:
@@ -193,7 +197,7 @@ class MoiraiBase(Adapter):
             ArgumentError: They are not.
         """
         super().check_lengths(context_length, prediction_length)
-        patch, most = self.patch_size, self.model.max_seq_len
+        patch, most = self._least_patch, self.model.max_seq_len
         patches = math.ceil(context_length / patch) + math.ceil(prediction_length / patch)
         if patches > most:
             raise ArgumentError(
@@ -331,8 +335,3 @@ def float32_outputs(projection: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def again(cls: type[Adapter], source: Path, **options: Any) -> Any:
-    """How :meth:`Adapter.reload` repeats a load."""
-    return partial(cls.load, source, **options)

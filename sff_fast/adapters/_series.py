@@ -11,5 +11,5 @@ def to_series(values: Tensor) -> Tensor:
 
 
 def from_series(values: Tensor, channels: int) -> Tensor:
-    """[B * C, H] -> [B, H, C], the reverse of :func:`to_series`."""
-    return values.unflatten(0, (-1, channels)).transpose(1, 2)
+    """[B * C, ..., H] -> [B, ..., H, C], the reverse of :func:`to_series`."""
+    return values.unflatten(0, (-1, channels)).movedim(1, -1)

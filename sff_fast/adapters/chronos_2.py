@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sff_fast.adapters._chronos import ChronosAdapter, check_lengths, check_quantiles, pieces, quietly, to_series
+from sff_fast.adapters._chronos import ChronosAdapter, as_series, check_lengths, check_quantiles, pieces, quietly
 from sff_fast.adapters.base import Forecast
 from sff_fast.errors import CheckpointError, require
 
@@ -81,7 +81,7 @@ class Chronos2Adapter(ChronosAdapter):
         patch, most = self._settings["output_patch_size"], self._settings["max_output_patches"]
         groups = torch.arange(len(context), device=context.device).repeat_interleave(context.shape[2])
         total, steps = torch.zeros((), device=context.device), 0
-        for past, future in pieces(to_series(context), to_series(target), patch * most):
+        for past, future in pieces(as_series(context), as_series(target), patch * most):
             count = math.ceil(future.shape[1] / patch)
             loss = self.model(context=past, future_target=future, group_ids=groups, num_output_patches=count).loss
             # The package's mean counts the steps of whole patches.

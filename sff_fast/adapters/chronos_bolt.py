@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from sff_fast.adapters._chronos import (
     ChronosAdapter,
+    as_series,
     check_lengths,
     check_quantiles,
-    from_series,
     pieces,
     quietly,
-    to_series,
 )
+from sff_fast.adapters._series import from_series
 from sff_fast.adapters.base import Forecast
 from sff_fast.errors import require
 
@@ -78,15 +78,15 @@ class ChronosBoltAdapter(ChronosAdapter):
 
     def _loss(self, context: Tensor, target: Tensor) -> Tensor:
         total = torch.zeros((), device=context.device)
-        for past, future in pieces(to_series(context), to_series(target), self._settings["prediction_length"]):
+        for past, future in pieces(as_series(context), as_series(target), self._settings["prediction_length"]):
             total = total + self.model(context=past, target=future).loss
         return total
 
     def _forecast(self, context: Tensor, prediction_length: int, num_samples: int | None) -> Forecast:
         pipeline = require("chronos", self.extra, self.package).ChronosBoltPipeline(self.model)
         with quietly():
-            found = pipeline.predict(to_series(context), prediction_length)
+            found = pipeline.predict(as_series(context), prediction_length)
         levels = self._settings["quantiles"]
-        values = from_series(found, context)
+        values = from_series(found.to(context.device), context.shape[2])
         quantiles = {level: values[:, index] for index, level in enumerate(levels)}
         return Forecast(quantiles[0.5], quantiles)

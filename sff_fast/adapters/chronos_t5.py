@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sff_fast.adapters._chronos import ChronosAdapter, check_lengths, from_series, pieces, to_series
+from sff_fast.adapters._chronos import ChronosAdapter, as_series, check_lengths, pieces
+from sff_fast.adapters._series import from_series
 from sff_fast.adapters.base import Forecast
 from sff_fast.errors import CheckpointError, require
 
@@ -96,7 +97,7 @@ class ChronosT5Adapter(ChronosAdapter):
 
     def _loss(self, context: Tensor, target: Tensor) -> Tensor:
         total = torch.zeros((), device=context.device)
-        for past, future in pieces(to_series(context), to_series(target), self._settings["prediction_length"]):
+        for past, future in pieces(as_series(context), as_series(target), self._settings["prediction_length"]):
             total = total + self._tokens_loss(past, future) * future.shape[1]
         return total / target.shape[1]
 
@@ -115,8 +116,8 @@ class ChronosT5Adapter(ChronosAdapter):
         chronos = require("chronos", self.extra, self.package)
         settings = _settings(self._settings)
         pipeline = chronos.ChronosPipeline(settings.create_tokenizer(), chronos.ChronosModel(settings, self.model))
-        paths = pipeline.predict(to_series(context).cpu(), prediction_length, num_samples)
-        samples = from_series(paths, context)
+        paths = pipeline.predict(as_series(context).cpu(), prediction_length, num_samples)
+        samples = from_series(paths.to(context.device), context.shape[2])
         return Forecast(samples.mean(dim=1), samples=samples)
 
 

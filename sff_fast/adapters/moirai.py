@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sff_fast.adapters._mixed import mixed_precision
-from sff_fast.adapters._moirai import MoiraiBase, again, float32_outputs, uni2ts
+from sff_fast.adapters._moirai import MoiraiBase, float32_outputs, uni2ts
 from sff_fast.adapters.base import Forecast
 from sff_fast.errors import ArgumentError
 
@@ -98,17 +98,21 @@ class MoiraiAdapter(MoiraiBase):
             known = ", ".join(map(str, model.patch_sizes))
             raise ArgumentError(f"patch_size must be one of {known} or 'auto' for this moirai model, got {patch_size!r}")
         chosen = _usual(model) if patch_size is None else patch_size
-        return cls(model, source, again(cls, source, patch_size=patch_size, dtype=dtype), config, chosen)
+        return cls(model, source, partial(cls.load, source, patch_size=patch_size, dtype=dtype), config, chosen)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> MoiraiAdapter:
-        """A random MOIRAI of patches of 8, 16 and 32, width 64 and 2 layers (164,000 parameters)."""
+        """A random MOIRAI of patches of 8, 16 and 32, width 64 and 2 layers (182,000 parameters)."""
         return cls(cls._make_tiny(seed), origin=partial(cls.tiny, seed), config=cls._tiny)
 
     @property
     def patch_size(self) -> int:
         """Values in a patch in training, and in forecasting unless that chooses for each window."""
         return _usual(self.model) if self._patch_size == "auto" else self._patch_size
+
+    @property
+    def _least_patch(self) -> int:
+        return min(self.model.patch_sizes) if self._patch_size == "auto" else self._patch_size
 
     def check_lengths(self, context_length: int, prediction_length: int) -> None:
         """As for every variant; ``patch_size="auto"`` also needs a context longer than the horizon.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sff_fast.adapters._mixed import mixed_precision
-from sff_fast.adapters._moirai import MoiraiBase, again, uni2ts
+from sff_fast.adapters._moirai import MoiraiBase, uni2ts
 from sff_fast.adapters._series import from_series, to_series
 from sff_fast.adapters.base import Forecast
 
@@ -63,11 +63,11 @@ class Moirai2Adapter(MoiraiBase):
             MissingPackageError: timecopilot-uni2ts is not installed.
         """
         model, source, config = cls._read(path, dtype)
-        return cls(model, source, again(cls, source, dtype=dtype), config)
+        return cls(model, source, partial(cls.load, source, dtype=dtype), config)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Moirai2Adapter:
-        """A random MOIRAI-2 of width 64 and 2 layers (175,000 parameters)."""
+        """A random MOIRAI-2 of width 64 and 2 layers (170,000 parameters)."""
         return cls(cls._make_tiny(seed), origin=partial(cls.tiny, seed), config=cls._tiny)
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sff_fast.adapters._mixed import mixed_precision
-from sff_fast.adapters._moirai import MoiraiBase, again, float32_outputs, uni2ts
+from sff_fast.adapters._moirai import MoiraiBase, float32_outputs, uni2ts
 from sff_fast.adapters.base import Forecast
 from sff_fast.adapters.moirai import MoiraiAdapter
 
@@ -54,11 +54,11 @@ class MoiraiMoEAdapter(MoiraiBase):
             MissingPackageError: timecopilot-uni2ts is not installed.
         """
         model, source, config = cls._read(path, dtype)
-        return cls(model, source, again(cls, source, dtype=dtype), config)
+        return cls(model, source, partial(cls.load, source, dtype=dtype), config)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> MoiraiMoEAdapter:
-        """A random MOIRAI-MoE of width 64, 2 layers and 32 experts in each (480,000 parameters)."""
+        """A random MOIRAI-MoE of width 64, 2 layers and 32 experts in each (445,000 parameters)."""
         return cls(cls._make_tiny(seed), origin=partial(cls.tiny, seed), config=cls._tiny)
 
     @classmethod

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sff_fast.adapters import _huggingface as huggingface
+from sff_fast.adapters._series import from_series, to_series
 from sff_fast.adapters.base import Adapter, Forecast, Limits, as_dtype
-from sff_fast.errors import ArgumentError, CheckpointError, require
+from sff_fast.errors import CheckpointError, require
 
 _ARCHITECTURE = "SundialForPrediction"
 _KIND = "sundial"
@@ -75,8 +76,7 @@ class SundialAdapter(Adapter):
             MissingPackageError: sktime or transformers is not installed.
         """
         dtype = as_dtype(dtype)
-        if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1):
-            raise ArgumentError(f"dropout must lie in [0, 1), got {dropout!r}")
+        huggingface.check_dropout(dropout)
         folder, config = huggingface.open_folder(path, cls.variant)
         if config.get("model_type") != _KIND:
             huggingface.refuse(folder, cls.variant, f"model_type must be {_KIND!r}", repr(config.get("model_type")))
@@ -134,7 +134,9 @@ class SundialAdapter(Adapter):
         mean, std = _scale(context)
         std = torch.where(std > _TRAINING_LEAST_STD, std, torch.ones((), device=std.device))
         # What is beyond the target is masked in the loss, and zero in the data's own units, as in the package.
-        series = nn.functional.pad(torch.cat((_series(context), _series(target)), dim=1), (0, longest - length))
+        series = nn.functional.pad(
+            torch.cat((to_series(context.float()), to_series(target.float())), dim=1), (0, longest - length)
+        )
         series = ((series - mean) / std).to(dtype)
         inputs, labels = series[:, : context.shape[1]], series[:, patch:]
         counted = (torch.arange(longest, device=series.device) < length).to(dtype).expand(len(series), longest)
@@ -148,10 +150,10 @@ class SundialAdapter(Adapter):
         """
         mean, std = _scale(context)
         std = std + _SAMPLING_EPSILON
-        inputs = ((_series(context) - mean) / std).to(self.model.dtype)
+        inputs = ((to_series(context.float()) - mean) / std).to(self.model.dtype)
         output = self._call(input_ids=inputs, num_samples=num_samples, max_output_length=prediction_length)
         paths = output.logits[:, :, :prediction_length].float() * std[:, :, None] + mean[:, :, None]
-        samples = paths.unflatten(0, (-1, context.shape[2])).movedim(1, -1)
+        samples = from_series(paths, context.shape[2])
         return Forecast(samples.mean(dim=1), samples=samples)
 
     def _call(self, **inputs: Any) -> Any:
@@ -162,14 +164,9 @@ class SundialAdapter(Adapter):
             return self.model(**inputs, use_cache=False, return_dict=True)
 
 
-def _series(values: Tensor) -> Tensor:
-    """[B, L, C] -> [B * C, L], float32."""
-    return values.float().transpose(1, 2).reshape(-1, values.shape[1])
-
-
 def _scale(context: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each series, [B * C, 1]."""
-    series = _series(context)
+    series = to_series(context.float())
     return series.mean(dim=1, keepdim=True), series.std(dim=1, keepdim=True, unbiased=False)
 
 

@@ -180,7 +180,7 @@ class UniTSAdapter(Adapter):
         def predict(x: Tensor, dataset: str) -> Tensor:
             published = any(
                 task.dataset == dataset
-                and task.task_name == "long_term_forecast"
+                and "forecast" in task.task_name
                 and task.pred_len == prediction_length
                 and task.seq_len in (None, x.shape[1])
                 for task in self.model.config.tasks

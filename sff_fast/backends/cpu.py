@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from sff_fast.errors import ArgumentError, BackendError
@@ -64,6 +65,9 @@ def run(tasks: Sequence[BoxTask], threads: int | None = None) -> int:
     Returns:
         The number of threads that took part.
     """
-    if not tasks:
-        return 1
-    return _cpu.smooth(pack(tasks), threads or torch.get_num_threads(), forced_isa())
+    return run_packed(pack(tasks), threads) if tasks else 1
+
+
+def run_packed(records: np.ndarray, threads: int | None = None) -> int:
+    """Run a kernel table that :func:`sff_fast.table.pack` has made; see :func:`run`."""
+    return _cpu.smooth(records, threads or torch.get_num_threads(), forced_isa())

@@ -60,7 +60,7 @@ def check_device(device: torch.device) -> None:
     Raises:
         BackendError: Its architecture is not among the compiled ones; the message says what to do.
     """
-    why = _cuda.why_not(_index(device))
+    why = _cuda.why_not(index(device))
     if why:
         major, minor = torch.cuda.get_device_capability(device)
         raise BackendError(
@@ -69,7 +69,8 @@ def check_device(device: torch.device) -> None:
         )
 
 
-def _index(device: torch.device) -> int:
+def index(device: torch.device) -> int:
+    """The number of a GPU; one without a number is torch's current one."""
     return torch.cuda.current_device() if device.index is None else device.index
 
 
@@ -86,7 +87,7 @@ class Prepared:
 
     Raises:
         ArgumentError: The boxes are not all on one GPU.
-        BackendError: A CUDA graph is being captured, which could not hold the upload of the table.
+        BackendError: A CUDA graph is being captured, which could not hold the upload of the table, or CUDA refused the kernels.
     """
 
     def __init__(self, tasks: Sequence[BoxTask]) -> None:
@@ -106,6 +107,10 @@ class Prepared:
         tasks = [task if task.table is None else dataclasses.replace(task, table=moved[id(task.table)]) for task in tasks]
         self._values = tuple(moved.values())
         self._table = _cuda.Table(pack(tasks))
+        try:
+            self._table.load(index(self.device))
+        except RuntimeError as error:
+            raise BackendError(f"backend='cuda' on {self.device}: {error}") from error
         self._image = torch.from_numpy(self._table.image()).to(self.device)
         self.launches = self._table.launches
 
@@ -120,7 +125,7 @@ class Prepared:
         """
         stream = torch.cuda.current_stream(self.device)
         try:
-            self._table.launch(self._image.data_ptr(), _index(self.device), stream.cuda_stream)
+            self._table.launch(self._image.data_ptr(), index(self.device), stream.cuda_stream)
         except RuntimeError as error:
             raise BackendError(f"backend='cuda' on {self.device}: {error}") from error
         if torch.cuda.is_current_stream_capturing():

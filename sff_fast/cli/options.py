@@ -14,7 +14,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Written out, so that --help needs no torch; a test compares them with the library's own lists.
 STRATEGIES = ("zero-shot", "tfs", "ff", "sff", "lp", "lp-ff")
 SCHEDULES = ("halving", "constant", "cosine")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "bf16-sr")
 OPTIMIZERS = ("adam", "adamw", "fused-adam", "fused-adamw")
 OPTIMIZER_STATES = ("float32", "bfloat16", "int8")
 RNGS = ("philox", "torch")
@@ -61,6 +61,40 @@ data_options = _group(
     gap_options,
 )
 
+optimizer_option = click.option(
+    "--optimizer",
+    type=click.Choice(OPTIMIZERS),
+    show_default="adam, or fused-adam where an option needs it",
+    help="Optimizer.",
+)
+memory_options = _group(
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        show_default="fp32",
+        help="Precision of the parameters; bf16-sr rounds stochastically.",
+    ),
+    click.option("--optimizer-state", type=click.Choice(OPTIMIZER_STATES), help="Precision of a fused optimizer's states."),
+    click.option(
+        "--release-gradients",
+        is_flag=True,
+        default=None,
+        help="Step inside the backward pass and free the gradients; the same result.",
+    ),
+    click.option(
+        "--activation-checkpointing",
+        is_flag=True,
+        default=None,
+        help="Compute activations again in the backward pass; the same result, about a third slower.",
+    ),
+    click.option(
+        "--micro-batch", type=COUNT, metavar="N", show_default="the batch", help="Windows in memory at a time; gradients add up."
+    ),
+    click.option(
+        "--max-memory", metavar="SIZE", help="Peak memory, such as 6G: chooses those of these options that are not given."
+    ),
+)
+
 training_options = _group(
     click.option("--epochs", type=COUNT, metavar="N", default=10, help="Passes over the training windows, at most."),
     click.option("--batch-size", type=COUNT, metavar="N", default=32, help="Windows in a step."),
@@ -83,11 +117,10 @@ training_options = _group(
     click.option(
         "--patience", type=COUNT, metavar="N", default=3, help="Epochs without a better validation MSE before stopping."
     ),
-    click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adam", help="Optimizer."),
-    click.option("--optimizer-state", type=click.Choice(OPTIMIZER_STATES), help="Precision of a fused optimizer's states."),
+    optimizer_option,
     click.option("--weight-decay", type=Number(0), metavar="X", default=0.0, help="Weight decay."),
     click.option("--grad-clip", type=Number(0, open_low=True), metavar="X", help="Largest norm of the gradient."),
-    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Precision of the training."),
+    memory_options,
     click.option("--lp-epochs", type=COUNT, metavar="N", show_default="half", help="Epochs of lp-ff that train the head alone."),
     click.option("--keep-initial", is_flag=True, help="Let the weights before training be a candidate for the best."),
     click.option(

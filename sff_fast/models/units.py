@@ -277,8 +277,9 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         position = torch.arange(MAX_PATCHES, dtype=torch.float32)
         frequency = torch.exp(torch.arange(0, d_model, 2, dtype=torch.float32) * -(math.log(10000.0) / d_model))
-        angle = torch.outer(position, frequency)
-        table = torch.stack((angle.sin(), angle.cos()), dim=-1)
+        # Each frequency twice, and a choice between sine and cosine: smoothing knows the table as one piece, not two.
+        angle = torch.outer(position, frequency.repeat_interleave(2))
+        table = torch.where(torch.arange(d_model) % 2 == 0, angle.sin(), angle.cos())
         self.pe = nn.Parameter(table.view(1, 1, MAX_PATCHES, d_model))
 
     def forward(self, tokens: Tensor) -> Tensor:

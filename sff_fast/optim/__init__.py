@@ -7,6 +7,7 @@ An optimizer registers a factory under the name that ``finetune(optimizer=...)``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ def register_optimizer(name: str, states: tuple[str, ...] = ()) -> Callable[[Opt
 
     Returns:
         A decorator for a function ``(params, lr, weight_decay) -> torch.optim.Optimizer``, which it returns unchanged. Where
-        there are ``states``, it takes ``state_dtype`` by name too.
+        there are ``states``, it takes named parameters and by name ``state_dtype`` and the options of :class:`FusedAdamW`.
 
     Raises:
         ArgumentError: The name is taken.
@@ -67,28 +68,45 @@ def check_optimizer_state(name: str, state_dtype: str | None) -> None:
     raise ArgumentError(f"optimizer_state={state_dtype!r} needs an optimizer that can choose ({able}), got optimizer={name!r}")
 
 
+def default_optimizer(needs_choice: bool) -> str:
+    """The optimizer of a run that names none: torch's Adam, or ours where something is asked for that only it has."""
+    return "fused-adam" if needs_choice else "adam"
+
+
+def has_states(name: str) -> bool:
+    """Whether an optimizer's states have a precision to choose, and it takes the options of :class:`FusedAdamW`."""
+    check_optimizer_name(name)
+    return bool(_STATES[name])
+
+
 def make_optimizer(
     name: str,
-    params: Iterable[torch.nn.Parameter],
+    params: Iterable[torch.nn.Parameter] | Iterable[tuple[str, torch.nn.Parameter]],
     lr: float,
     weight_decay: float = 0.0,
     state_dtype: str | None = None,
+    **options: Any,
 ) -> torch.optim.Optimizer:
     """Make an optimizer by name.
 
     Args:
         name: A registered name.
-        params: The parameters to train.
+        params: The parameters to train, with or without names.
         lr: Learning rate.
         weight_decay: Weight decay; ``adam`` adds it to the gradient (L2), ``adamw`` decouples it.
         state_dtype: Precision of the optimizer's states, where it can be chosen. Default None: the optimizer's own.
+        **options: Options of :class:`FusedAdamW` for the optimizers that have them; the others are not given any.
 
     Raises:
         ArgumentError: The name is unknown, or the optimizer does not have that precision.
     """
     check_optimizer_state(name, state_dtype)
-    options = {} if state_dtype is None else {"state_dtype": state_dtype}
-    return _FACTORIES[name](list(params), lr, weight_decay, **options)
+    params = list(params)
+    if not _STATES[name]:
+        return _FACTORIES[name]([p[1] if isinstance(p, tuple) else p for p in params], lr, weight_decay)
+    if state_dtype is not None:
+        options["state_dtype"] = state_dtype
+    return _FACTORIES[name](params, lr, weight_decay, **options)
 
 
 @register_optimizer("adam")
@@ -102,14 +120,10 @@ def _adamw(params: list[torch.nn.Parameter], lr: float, weight_decay: float) -> 
 
 
 @register_optimizer("fused-adam", states=tuple(STATE_TYPES))
-def _fused_adam(
-    params: list[torch.nn.Parameter], lr: float, weight_decay: float, state_dtype: str = "float32"
-) -> torch.optim.Optimizer:
-    return FusedAdam(params, lr=lr, weight_decay=weight_decay, state_dtype=state_dtype)
+def _fused_adam(params: list[Any], lr: float, weight_decay: float, **options: Any) -> torch.optim.Optimizer:
+    return FusedAdam(params, lr=lr, weight_decay=weight_decay, **options)
 
 
 @register_optimizer("fused-adamw", states=tuple(STATE_TYPES))
-def _fused_adamw(
-    params: list[torch.nn.Parameter], lr: float, weight_decay: float, state_dtype: str = "float32"
-) -> torch.optim.Optimizer:
-    return FusedAdamW(params, lr=lr, weight_decay=weight_decay, state_dtype=state_dtype)
+def _fused_adamw(params: list[Any], lr: float, weight_decay: float, **options: Any) -> torch.optim.Optimizer:
+    return FusedAdamW(params, lr=lr, weight_decay=weight_decay, **options)

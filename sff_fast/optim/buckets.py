@@ -106,7 +106,12 @@ class Bucket:
     @property
     def native(self) -> bool:
         """Whether the compiled kernels run this bucket."""
-        return kernels.available(self.device)
+        return kernels.available(self.home)
+
+    @property
+    def home(self) -> torch.device:
+        """Where the states lie and the step runs."""
+        return self.device
 
     def _allocate(self) -> None:
         """Flat states, every parameter's part beginning at a multiple of 64 elements."""
@@ -117,13 +122,13 @@ class Bucket:
         for name, (_, dtype) in parts[0].items():
             sizes = [part[name][0] for part in parts]
             starts = np.cumsum([0, *(-(-size // _ALIGN) * _ALIGN for size in sizes)]).tolist()
-            self.flat[name] = _zeros(starts[-1], dtype, self.device)
+            self.flat[name] = _zeros(starts[-1], dtype, self.home)
             for part, start, size in zip(self._parts, starts, sizes):
                 part[name] = self.flat[name][start : start + size]
 
     def _make_table(self) -> None:
         table = np.zeros(len(self.params), ADAMW_DTYPE)
-        table["param"] = [shards.local(p).data_ptr() for p in self.params]
+        table["param"] = self._addresses()
         table["elements"] = self._elements
         table["param_dtype"] = PARAM_DTYPES[self.dtype]
         table["state_type"] = STATE_TYPES[self.group["state_dtype"]]
@@ -134,6 +139,14 @@ class Bucket:
         for name in self.flat:
             table[name] = [part[name].data_ptr() for part in self._parts]
         self.table = table
+
+    def _addresses(self) -> list[int]:
+        """Where the step finds the parameters."""
+        return [shards.local(p).data_ptr() for p in self.params]
+
+    def _stepped(self, i: int) -> torch.Tensor:
+        """The tensor that the step changes for parameter i."""
+        return shards.local(self.params[i]).detach()
 
     def state(self, i: int) -> dict[str, torch.Tensor]:
         """The state of parameter i: views of the flat memory in the parameter's shape, the same ones every time."""
@@ -207,7 +220,7 @@ class Bucket:
         return np.array(active, np.int64), grads
 
     def _find_moved(self) -> None:
-        addresses = np.array([shards.local(p).data_ptr() for p in self.params], np.uint64)
+        addresses = np.array(self._addresses(), np.uint64)
         moved = np.nonzero(addresses != self.table["param"])[0]
         if not len(moved):
             return
@@ -239,8 +252,7 @@ class Bucket:
     def run_reference(self, active: np.ndarray, grads: Sequence[torch.Tensor], table: np.ndarray) -> None:
         """The step in plain torch."""
         for i, grad, task in zip(active.tolist(), grads, table):
-            param = shards.local(self.params[i]).detach()
-            reference.step(self._flat_view(i, param), self._flat_view(i, grad), self._parts[i], task)
+            reference.step(self._flat_view(i, self._stepped(i)), self._flat_view(i, grad), self._parts[i], task)
 
     def squares(self, i: int) -> float:
         """Sum of the squares of the gradient of parameter i, in float64; of this process's shard alone."""
@@ -255,13 +267,14 @@ class Bucket:
         return x.as_strided((self._elements[i],), (1,), x.storage_offset())
 
 
-def make_buckets(group: dict[str, object], labels: Sequence[str], limit: int) -> list[Bucket]:
+def make_buckets(group: dict[str, object], labels: Sequence[str], limit: int, kind: type[Bucket] = Bucket) -> list[Bucket]:
     """Cut a group into buckets of consecutive parameters of one dtype, device and layout.
 
     Args:
         group: The parameter group.
         labels: A name for each parameter.
         limit: Bytes of parameters a bucket may hold; a larger parameter is a bucket alone.
+        kind: Class of the buckets.
 
     Raises:
         ArgumentError: A parameter that the optimizer cannot run.
@@ -273,7 +286,7 @@ def make_buckets(group: dict[str, object], labels: Sequence[str], limit: int) ->
 
     def close() -> None:
         if part:
-            buckets.append(Bucket(group, [params[i] for i in part], [labels[i] for i in part]))
+            buckets.append(kind(group, [params[i] for i in part], [labels[i] for i in part]))
 
     for i, p in enumerate(params):
         check_parameter(labels[i], p, group)

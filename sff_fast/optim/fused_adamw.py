@@ -15,6 +15,7 @@ from sff_fast.errors import ArgumentError
 
 from . import kernels, reference, shards
 from .buckets import Bucket, make_buckets
+from .offload import OffloadedBucket, Pipe
 from .options import check_clipping, check_options
 from .release import GradientRelease
 from .replay import replayed_generators
@@ -23,7 +24,7 @@ from .torch_state import match_groups, merged_group, torch_state_dict
 BUCKET_BYTES = 32 << 20
 """Bytes of parameters in a bucket: what release_gradients holds at once, besides the layer in flight."""
 
-_OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes")
+_OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes", "offload")
 
 
 Part = tuple[Bucket, np.ndarray, list[torch.Tensor], np.ndarray]
@@ -36,6 +37,22 @@ def norm_of(squares: list[tuple[shards.Layout, float]]) -> float:
     for layout, value in squares:
         sums.setdefault(layout, []).append(value)
     return math.sqrt(math.fsum(shards.sum_over_shards(layout, math.fsum(values)) for layout, values in sums.items()))
+
+
+def _by_device(parts: list[Part]) -> dict[torch.device, np.ndarray]:
+    """One table for each device whose buckets the compiled kernels run."""
+    tables: dict[torch.device, list[np.ndarray]] = {}
+    for bucket, _, _, table in parts:
+        if bucket.native:
+            tables.setdefault(bucket.device, []).append(table)
+    return {device: np.concatenate(some) if len(some) > 1 else some[0] for device, some in tables.items()}
+
+
+def _on_one_gpu(parts: list[Part]) -> bool:
+    """Whether the norm of all gradients can stay on the device that the step runs on."""
+    devices = {bucket.device for bucket, *_ in parts}
+    whole = all(bucket.native and bucket.layout is None for bucket, *_ in parts)
+    return whole and len(devices) == 1 and kernels.clips(devices.pop())
 
 
 class FusedAdamW(torch.optim.Optimizer):
@@ -62,8 +79,11 @@ class FusedAdamW(torch.optim.Optimizer):
         clip: The norm that ``max_norm`` bounds: ``"global"`` (default), that of all gradients, which with
             release_gradients needs :meth:`backward`; or ``"bucket"``, that of each bucket for itself.
         bucket_bytes: Bytes of parameters a bucket holds. Default 32 MiB.
+        offload: Keep the states and a copy of the parameters in the CPU's memory and step there, for parameters on CUDA
+            devices; the copies overlap with the steps. Default False.
 
-    Every option but ``max_norm``, ``clip``, ``release_gradients`` and ``bucket_bytes`` may differ from group to group.
+    Every option but ``max_norm``, ``clip``, ``release_gradients``, ``bucket_bytes`` and ``offload`` may differ from group to
+    group.
 
     Raises:
         ArgumentError: An option or a parameter is not what it must be.
@@ -93,6 +113,7 @@ class FusedAdamW(torch.optim.Optimizer):
         max_norm: float | None = None,
         clip: str = "global",
         bucket_bytes: int = BUCKET_BYTES,
+        offload: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -111,12 +132,21 @@ class FusedAdamW(torch.optim.Optimizer):
         if bucket_bytes < 1:
             raise ArgumentError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
         self.max_norm, self.clip = max_norm, clip
-        self.release_gradients, self.bucket_bytes = release_gradients, bucket_bytes
-        self.grad_norm: float | None = None  # global, of the last step, where max_norm bounds it
+        self.release_gradients, self.bucket_bytes, self.offload = release_gradients, bucket_bytes, offload
+        self._grad_norm: float | torch.Tensor | None = None  # global, of the last step, where max_norm bounds it
         self._forget_buckets()
         super().__init__(params, defaults)
         if release_gradients:
             self._release_now()
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Norm of the last step's gradients where ``max_norm`` bounds it for all of them. Reading it waits for a GPU."""
+        return None if self._grad_norm is None else float(self._grad_norm)
+
+    @grad_norm.setter
+    def grad_norm(self, value: float | None) -> None:
+        self._grad_norm = value
 
     # ------------------------------------------------------------------ life
     def add_param_group(self, param_group: dict[str, object]) -> None:
@@ -147,10 +177,13 @@ class FusedAdamW(torch.optim.Optimizer):
         """Buckets are made when they are needed, and take over what ``self.state`` holds."""
         self._bucketed: list[tuple[dict[str, object], list[torch.Tensor], list[Bucket]]] = []
         self._release: GradientRelease | None = None
+        self._pipes: dict[torch.device, Pipe] = {}
         self._measured = False  # whether grad_norm is that of the gradients to come
 
     def _release_now(self) -> None:
-        self._release = GradientRelease(self._run_released, self._buckets)
+        # The norm of a bucket needs all of it: then what is incomplete waits for the end of the backward pass.
+        by_bucket = self.max_norm is not None and self.clip == "bucket"
+        self._release = GradientRelease(self._run_released, self._buckets, None if by_bucket else self.bucket_bytes)
         self._release.attach()
 
     def _buckets(self) -> list[Bucket]:
@@ -161,7 +194,7 @@ class FusedAdamW(torch.optim.Optimizer):
             known = self._bucketed[k] if k < len(self._bucketed) else None
             if known is None or not self._fits(known, group):
                 names = group.get("param_names") or [str(number + i) for i in range(len(params))]
-                buckets = make_buckets(group, names, self.bucket_bytes)
+                buckets = make_buckets(group, names, self.bucket_bytes, OffloadedBucket if self.offload else Bucket)
                 for bucket in buckets:
                     for i, p in enumerate(bucket.params):
                         if self.state.get(p):
@@ -230,7 +263,7 @@ class FusedAdamW(torch.optim.Optimizer):
         Returns:
             The loss, detached.
         """
-        if self._release is not None and self._clips_globally and not self._release.is_accumulating:
+        if self._release is not None and self._clips_globally and not self._release.keeps_gradients:
             if any(p.grad is not None for group in self.param_groups for p in group["params"]):
                 with self._release.accumulating():
                     return self.backward(closure)
@@ -285,21 +318,22 @@ class FusedAdamW(torch.optim.Optimizer):
         parts = [
             (bucket, active, grads, bucket.tasks(active, grads, grad_scale, self._decoupled)) for bucket, active, grads in work
         ]
-        if self._measured:
-            self._scale(parts, self.grad_norm)
-        elif self._clips_globally:
-            self.grad_norm = self._norm(parts) * grad_scale
-            self._scale(parts, self.grad_norm)
-        elif self.max_norm is not None:
-            for part in parts:
-                self._scale([part], self._norm([part]) * grad_scale)
-        native = [table for bucket, _, _, table in parts if bucket.native]
-        if native:
-            table = np.concatenate(native) if len(native) > 1 else native[0]
-            kernels.step(table, torch.device("cpu"))
-            stepped = [bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()]
-            torch.autograd.graph.increment_version(stepped)
-            torch.autograd.graph.increment_version([shards.local(p) for p in stepped if shards.is_sharded(p)])
+        if self.offload:
+            self._clip(parts, grad_scale)
+            for device in {bucket.device for bucket, *_ in parts}:
+                pipe = self._pipes.setdefault(device, Pipe(device))
+                pipe.run([part for part in parts if part[0].device == device])
+            return
+        if self._clips_globally and not self._measured and _on_one_gpu(parts):
+            ((device, table),) = _by_device(parts).items()
+            self._grad_norm = kernels.clipped_step(table, device, grad_scale, self.max_norm)
+        else:
+            self._clip(parts, grad_scale)
+            for device, table in _by_device(parts).items():
+                kernels.step(table, device)
+        stepped = [bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()]
+        torch.autograd.graph.increment_version(stepped)
+        torch.autograd.graph.increment_version([shards.local(p) for p in stepped if shards.is_sharded(p)])
         for bucket, active, grads, table in parts:
             if not bucket.native:
                 backends.choose("auto", bucket.device)  # says once that the slow way is taken, and why
@@ -315,16 +349,28 @@ class FusedAdamW(torch.optim.Optimizer):
             )
         self._run(buckets)
 
+    def _clip(self, parts: list[Part], grad_scale: float) -> None:
+        """Scale the gradients of all tables as max_norm asks."""
+        if self._measured:
+            self._scale(parts, self.grad_norm)
+        elif self._clips_globally:
+            self.grad_norm = self._norm(parts) * grad_scale
+            self._scale(parts, self.grad_norm)
+        elif self.max_norm is not None:
+            for part in parts:
+                self._scale([part], self._norm([part]) * grad_scale)
+
     def _norm(self, parts: list[Part]) -> float:
         """Norm of the gradients of all tables."""
-        squares = [(b.layout, reference.sum_of_squares(g)) for b, _, grads, _ in parts if not b.native for g in grads]
-        native: dict[shards.Layout, list[np.ndarray]] = {}
-        for bucket, _, _, table in parts:
-            if bucket.native:
-                native.setdefault(bucket.layout, []).append(table)
+        native_parts = [] if self.offload else [part for part in parts if part[0].native]
+        others = parts if self.offload else [part for part in parts if not part[0].native]
+        squares = [(bucket.layout, reference.sum_of_squares(g)) for bucket, _, grads, _ in others for g in grads]
+        native: dict[shards.Layout, list[Part]] = {}
+        for part in native_parts:
+            native.setdefault(part[0].layout, []).append(part)
         # One call over the tables of all buckets: its bits do not depend on how parameters are cut into buckets.
-        cpu = torch.device("cpu")
-        squares += [(layout, kernels.sum_of_squares(np.concatenate(tables), cpu)) for layout, tables in native.items()]
+        for layout, some in native.items():
+            squares += [(layout, kernels.sum_of_squares(table, device)) for device, table in _by_device(some).items()]
         return norm_of(squares)
 
     def _scale(self, parts: list[Part], norm: float) -> None:

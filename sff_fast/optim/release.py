@@ -13,7 +13,16 @@ from contextlib import contextmanager
 import torch
 
 from .buckets import Bucket
-from .shards import Layout
+from .shards import Layout, is_sharded, local
+
+
+def is_reduced_later(p: torch.Tensor) -> bool:
+    """Whether a parameter's gradient may be averaged over processes after autograd has accumulated it, as DDP does.
+
+    Nothing on a parameter tells whether DDP holds it: where there are several processes, every ordinary tensor may be.
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return distributed and torch.distributed.get_world_size() > 1 and not is_sharded(p)
 
 
 class GradientRelease:
@@ -22,23 +31,29 @@ class GradientRelease:
     Args:
         step: Steps some buckets with the gradients that are there; told whether that is inside backward.
         buckets: Gives all buckets of the optimizer, as they are now.
+        limit: Bytes of gradients that may wait for their buckets to be complete; beyond them all that wait are stepped, as
+            they must be where experts that were not chosen leave every bucket incomplete. None: no limit.
     """
 
-    def __init__(self, step: Callable[[list[Bucket], bool], None], buckets: Callable[[], list[Bucket]]) -> None:
-        self._step, self._buckets = step, buckets
+    def __init__(
+        self, step: Callable[[list[Bucket], bool], None], buckets: Callable[[], list[Bucket]], limit: int | None
+    ) -> None:
+        self._step, self._buckets, self._limit = step, buckets, limit
         self._handles: dict[int, torch.utils.hooks.RemovableHandle] = {}
         self._home: dict[int, tuple[Bucket, int]] = {}
-        self._ready: dict[int, set[int]] = {}
+        self._came: dict[int, set[int]] = {}  # parameters of each bucket whose gradient came in this backward pass
+        self._waiting: dict[int, tuple[Bucket, int]] = {}  # buckets with gradients that were not used, and their bytes
         self._flush_queued = False
         self._accumulating = False
-        self._said_accumulating = False
+        self._said_accumulating = self._said_reduced = False
         self._squares: list[tuple[Layout, float]] | None = None
 
     def attach(self) -> None:
         """Put hooks on all parameters that require a gradient and have none; forget former buckets."""
         buckets = self._buckets()
         self._home = {id(p): (bucket, i) for bucket in buckets for i, p in enumerate(bucket.params)}
-        self._ready = {id(bucket): set() for bucket in buckets}
+        self._came = {id(bucket): set() for bucket in buckets}
+        self._waiting = {}
         for bucket in buckets:
             for p in bucket.params:
                 if p.requires_grad and id(p) not in self._handles:
@@ -65,9 +80,9 @@ class GradientRelease:
             self._accumulating = False
 
     @property
-    def is_accumulating(self) -> bool:
-        """Whether gradients are kept at present."""
-        return self._accumulating
+    def keeps_gradients(self) -> bool:
+        """Whether gradients are kept until the step at present: all of them, or those of parameters that DDP may reduce."""
+        return self._accumulating or any(is_reduced_later(p) for bucket in self._buckets() for p in bucket.params)
 
     @contextmanager
     def measuring(self) -> Iterator[list[tuple[Layout, float]]]:
@@ -92,12 +107,15 @@ class GradientRelease:
 
     def _step_left(self, in_backward: bool) -> None:
         self._flush_queued = False
+        for came in self._came.values():
+            came.clear()
+        self._waiting.clear()
         left = [bucket for bucket in self._buckets() if any(p.grad is not None for p in bucket.params)]
         if left:
             self._finish(left, in_backward)
 
     def _gradient_is_there(self, p: torch.Tensor) -> None:
-        if self._accumulating:
+        if self._accumulating or self._waits_for_others(p):
             return
         bucket, i = self._home[id(p)]
         if self._squares is not None:
@@ -107,14 +125,36 @@ class GradientRelease:
         if not self._flush_queued:
             self._flush_queued = True
             torch.autograd.Variable._execution_engine.queue_callback(self._end_of_backward)
-        ready = self._ready[id(bucket)]
-        ready.add(id(p))
-        if len(ready) == sum(q.requires_grad for q in bucket.params):
+        came = self._came[id(bucket)]
+        came.add(id(p))
+        waiting = self._waiting.get(id(bucket), (bucket, 0))[1]
+        self._waiting[id(bucket)] = (bucket, waiting + local(p.grad).nbytes)
+        if len(came) == sum(q.requires_grad for q in bucket.params):
             self._finish([bucket], in_backward=True)
+            came.clear()
+        elif self._limit is not None and sum(size for _, size in self._waiting.values()) > self._limit:
+            self._finish([other for other, _ in self._waiting.values() if self._is_of_this_pass(other)], in_backward=True)
+
+    def _is_of_this_pass(self, bucket: Bucket) -> bool:
+        """Whether all gradients of a bucket came in this backward pass: accumulated ones may still grow."""
+        came = self._came[id(bucket)]
+        return all(p.grad is None or id(p) in came for p in bucket.params)
+
+    def _waits_for_others(self, p: torch.Tensor) -> bool:
+        """Whether the gradient that is there is this process's own yet; said once."""
+        if not is_reduced_later(p):
+            return False
+        if not self._said_reduced:
+            self._said_reduced = True
+            logging.getLogger("sff_fast").info(
+                "release_gradients: several processes with ordinary parameters (DDP) keep the whole gradient until step(); "
+                "FSDP2's parameters free it"
+            )
+        return True
 
     def _finish(self, buckets: list[Bucket], in_backward: bool) -> None:
         for bucket in buckets:
-            self._ready.setdefault(id(bucket), set()).clear()
+            self._waiting.pop(id(bucket), None)
         self._step(buckets, in_backward)
         for bucket in buckets:
             for p in bucket.params:

@@ -45,6 +45,12 @@ class Draw:
     after: int | None = None
 
 
+SAME = {"rand": "uniform_", "rand_like": "uniform_", "randn": "normal_", "randn_like": "normal_"}
+"""Operations that torch does as others."""
+
+WHOLE = ("orthogonal_", "sparse_")
+"""Operations whose elements are not drawn one after the other."""
+
 UNSEEN = "unseen"
 """Name of a draw that was noticed by the generator's state alone."""
 
@@ -94,7 +100,10 @@ class DrawProgram:
         Returns:
             The draw. Where it is new, it is the last one, and :meth:`forget` takes it back.
         """
-        call = (place, op, tuple(like.shape), tuple(like.stride()), like.dtype, arguments)
+        # Elements of contiguous memory are drawn in order, whatever its shape; a matrix that is drawn as a whole is not.
+        flat = like.is_contiguous() and op not in WHOLE
+        geometry = (like.numel(),) if flat else (tuple(like.shape), tuple(like.stride()))
+        call = (place, SAME.get(op, op), geometry, like.dtype, law)
         known = self._following.get(call) if law is not None else None
         if known is not None:
             return self.draws[known]

@@ -13,6 +13,7 @@ from ..data import ForecastData
 from ..errors import ArgumentError, CheckpointError
 from ..files import atomic_directory, read_json, write_json
 from .config import Settings, resolve_settings
+from .fit import settle
 from .identity import check_identity, describe, identity_of
 from .interrupts import Interrupted, StopRequest, stop_requests
 from .log import RunLog
@@ -86,14 +87,20 @@ def compare(
     models = _Models(make_adapter)
     zero_shot, *tuned = _settings(models.pristine(), strategies, seeds, alphas, options)
     models.pristine().check_lengths(data.context_length, data.prediction_length)
+    folder = None if out is None else check_output(out, resume, overwrite, models.pristine().source)
+    heaviest = max((zero_shot, *tuned), key=lambda settings: STRATEGIES[settings.strategy].tunes_fully)
+    _, memory = settle(models.pristine(), data, heaviest, options, folder, overwrite)
+    if memory is not None:
+        models.spend()  # it may have been cast
+        options.update(memory["chosen"])
+        zero_shot, *tuned = _settings(models.pristine(), strategies, seeds, alphas, options)
     descriptions = [describe(models.pristine(), data, settings) for settings in (zero_shot, *tuned)]
     shared = {key: value for key, value in descriptions[0]["settings"].items() if key not in _OF_A_RUN}
-    chosen = {
+    own = {
         "lp_epochs": options["lp_epochs"],
         "runs": [{key: getattr(settings, key) for key in ("strategy", "alpha", "seed")} for settings in tuned],
     }
-    description = {**descriptions[0], "settings": {**shared, **chosen}}
-    folder = None if out is None else check_output(out, resume, overwrite, models.pristine().source)
+    description = {**descriptions[0], "settings": {**shared, **own}}
     begun = folder is not None and not overwrite and _check_comparison(folder, identity_of(description))
     if begun and (folder / "metrics.json").exists():
         return _finished_comparison(folder, list(zip(tuned, descriptions[1:], strict=True)))
@@ -103,6 +110,8 @@ def compare(
         begin_output(folder, overwrite)
         (folder / "state").mkdir(exist_ok=True)
         write_json(folder / "state" / COMPARISON, {"format": FORMAT, "identity": identity_of(description)})
+        if memory is not None:
+            write_json(folder / "memory.json", memory)
     with stop_requests() as stop:
         try:
             return _run_all(

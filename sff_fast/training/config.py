@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..errors import ArgumentError
-from ..optim import check_optimizer_state
+from ..optim import check_optimizer_state, default_optimizer, has_states
 from ..smooth import RNGS
+from .recompute import check_recompute
 from .schedules import SCHEDULES
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-sr": torch.bfloat16}
+
+EVAL_BATCH_SIZE = 256
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])?(?:iB|B)?", re.IGNORECASE)
 
 # Settings that change how often something is saved, not what the run computes: a resumed run may change them.
 _FREE_ON_RESUME = frozenset({"checkpoint_every"})
@@ -26,6 +31,7 @@ class Settings:
     """The settings of one run, resolved: no ``None`` is left that stands for a default.
 
     ``alpha`` is None for the strategies that do not smooth, ``lp_epochs`` for those without a linear-probing phase.
+    ``max_memory`` is what was asked for, in bytes; the settings that it decides are those that were chosen.
     """
 
     strategy: str
@@ -43,6 +49,10 @@ class Settings:
     weight_decay: float
     grad_clip: float | None
     precision: str
+    release_gradients: bool
+    activation_checkpointing: bool
+    micro_batch: int
+    max_memory: int | None
     lp_epochs: int | None
     keep_initial: bool
     again: bool
@@ -70,17 +80,21 @@ def resolve_settings(
     max_steps: int | None,
     schedule: str,
     patience: int | None,
-    optimizer: str,
+    optimizer: str | None,
     optimizer_state: str | None,
     weight_decay: float,
     grad_clip: float | None,
-    precision: str,
+    precision: str | None,
+    release_gradients: bool | None,
+    activation_checkpointing: bool | None,
+    micro_batch: int | None,
+    max_memory: int | str | None,
     lp_epochs: int | None,
     keep_initial: bool,
     again: bool,
     deterministic: bool,
     device: str,
-    eval_batch_size: int,
+    eval_batch_size: int | None,
     checkpoint_every: int | None,
 ) -> Settings:
     """Check every setting and fill in the family's defaults.
@@ -97,9 +111,23 @@ def resolve_settings(
         raise ArgumentError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     if rng not in RNGS:
         raise ArgumentError(f"rng must be one of {', '.join(RNGS)}, got {rng!r}")
+    precision = "fp32" if precision is None else precision
     if precision not in PRECISIONS:
         raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    release_gradients = bool(release_gradients)
+    only_ours = {
+        "precision='bf16-sr'": precision == "bf16-sr",
+        "release_gradients=True": release_gradients,
+        "optimizer_state": optimizer_state is not None,
+    }
+    optimizer = default_optimizer(any(only_ours.values())) if optimizer is None else optimizer
     check_optimizer_state(optimizer, optimizer_state)
+    for option, asked in only_ours.items():
+        if asked and not has_states(optimizer):
+            raise ArgumentError(f"{option} needs optimizer fused-adam or fused-adamw, got optimizer={optimizer!r}")
+    if activation_checkpointing:
+        check_recompute(adapter)
+    batch_size = _integer("batch_size", batch_size, 1)
     epochs = _integer("epochs", epochs, 1)
     max_steps = None if max_steps is None else _integer("max_steps", max_steps, 1)
     if chosen.probes and chosen.tunes_fully:
@@ -118,7 +146,7 @@ def resolve_settings(
         seed=_integer("seed", seed, 0, 2**64 - 1),
         rng=rng,
         epochs=epochs,
-        batch_size=_integer("batch_size", batch_size, 1),
+        batch_size=batch_size,
         lr=_number("lr", adapter.default_lr if lr is None else lr, 0.0, inclusive=False),
         max_steps=max_steps,
         schedule=schedule,
@@ -128,12 +156,16 @@ def resolve_settings(
         weight_decay=_number("weight_decay", weight_decay, 0.0),
         grad_clip=None if grad_clip is None else _number("grad_clip", grad_clip, 0.0, inclusive=False),
         precision=precision,
+        release_gradients=release_gradients,
+        activation_checkpointing=bool(activation_checkpointing),
+        micro_batch=batch_size if micro_batch is None else _integer("micro_batch", micro_batch, 1, batch_size),
+        max_memory=None if max_memory is None else parse_bytes("max_memory", max_memory),
         lp_epochs=lp_epochs,
         keep_initial=bool(keep_initial),
         again=bool(again),
         deterministic=bool(deterministic),
         device=resolve_device(device),
-        eval_batch_size=_integer("eval_batch_size", eval_batch_size, 1),
+        eval_batch_size=EVAL_BATCH_SIZE if eval_batch_size is None else _integer("eval_batch_size", eval_batch_size, 1),
         checkpoint_every=None if checkpoint_every is None else _integer("checkpoint_every", checkpoint_every, 1),
     )
 
@@ -157,6 +189,24 @@ def resolve_device(device: str | torch.device) -> str:
             raise ArgumentError(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA device(s)")
         return f"cuda:{int(index) if index else torch.cuda.current_device()}"
     return "cpu"
+
+
+def parse_bytes(name: str, value: int | str) -> int:
+    """A number of bytes: an integer, or text such as ``"6G"``, ``"1.5GiB"`` or ``"800M"`` in powers of 1024.
+
+    Raises:
+        ArgumentError: It is neither, or not positive.
+    """
+    found = _BYTES.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is not None:
+        number = int(float(found[1]) * 1024 ** "BKMGT".index((found[2] or "B").upper()))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    else:
+        number = 0
+    if number < 1:
+        raise ArgumentError(f"{name} must be a positive number of bytes such as 6G, 800M or 6442450944, got {value!r}")
+    return number
 
 
 def _check_alpha(alpha: float | Mapping[str, float]) -> float | dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -12,15 +13,17 @@ from typing import Any
 import torch
 
 from ..data import ForecastData, epoch_order
-from ..optim import make_optimizer
+from ..optim import FusedAdamW
 from .config import Settings
 from .evaluate import measure
 from .interrupts import Interrupted, StopRequest
 from .log import RunLog, finite
 from .progress import Progress
-from .runtime import capture_rng, environment, restore_rng, seed_all
+from .recompute import recomputing
+from .runtime import capture_rng, environment, restore_rng, return_freed_memory, seed_all
 from .schedules import SCHEDULES
 from .state import Saved, StateStore, join_tensors, split_tensors
+from .stepping import NotFiniteLossError, Stepper
 from .strategies import STRATEGIES, Phase, trainable
 from .weights import BestWeights, load_weights, weights_of
 
@@ -183,10 +186,13 @@ class Trainer:
 
     def _train_phase(self, phase: Phase) -> None:
         settings, at = self.settings, self.at
-        with trainable(self.adapter, phase) as parameters:
-            self._optimizer = make_optimizer(
-                settings.optimizer, parameters, settings.lr, settings.weight_decay, settings.optimizer_state
-            )
+        with contextlib.ExitStack() as stack:
+            parameters = stack.enter_context(trainable(self.adapter, phase))
+            stack.enter_context(recomputing(self.adapter, settings.activation_checkpointing))
+            return_freed_memory()  # of evaluations, in pieces that gradients and states do not fit into
+            stepper = Stepper(self.adapter, self.data, settings, parameters)
+            stack.callback(stepper.close)
+            self._optimizer = stepper.optimizer
             if self._saved_optimizer is not None:
                 self._restore_optimizer(self._saved_optimizer)
                 self._saved_optimizer = None
@@ -196,7 +202,7 @@ class Trainer:
                 or at.phase_epoch == phase.epochs
                 or (self._out_of_steps(phase) and at.position == 0)
             ):
-                self._train_epoch(phase, parameters)
+                self._train_epoch(phase, stepper)
                 if not at.diverged:
                     self._close_epoch(phase)
                 self._save()
@@ -208,8 +214,8 @@ class Trainer:
     def _out_of_steps(self, phase: Phase) -> bool:
         return phase.last_step is not None and self.at.step >= phase.last_step
 
-    def _train_epoch(self, phase: Phase, parameters: list[torch.nn.Parameter]) -> None:
-        settings, at, optimizer = self.settings, self.at, self._optimizer
+    def _train_epoch(self, phase: Phase, stepper: Stepper) -> None:
+        settings, at = self.settings, self.at
         factor, steps = SCHEDULES[settings.schedule], self._steps(phase)
         order = epoch_order(self.windows, settings.seed, at.epoch)
         self.adapter.model.train()
@@ -217,18 +223,11 @@ class Trainer:
         while at.position < self.windows and not self._out_of_steps(phase):
             indices = order[at.position : at.position + settings.batch_size]
             lr = settings.lr * factor(at.phase_epoch, at.step - at.phase_start, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            loss = self.adapter.loss(self.data.train.batch(indices).to(settings.device))
-            value = loss.item()
-            if not math.isfinite(value):
-                self._diverge(f"the training loss is {value} at step {at.step + 1}, in epoch {at.epoch + 1}")
+            try:
+                value = stepper.step(indices, lr)
+            except NotFiniteLossError as error:
+                self._diverge(f"{error} at step {at.step + 1}, in epoch {at.epoch + 1}")
                 return
-            loss.backward()
-            if settings.grad_clip is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
             count = len(indices)
             at.position += count
             at.step += 1
@@ -336,6 +335,8 @@ class Trainer:
         if skeleton is None:
             return
         self._optimizer.load_state_dict(join_tensors(skeleton, dict(saved.tensors("optimizer"))))
+        if isinstance(self._optimizer, FusedAdamW):
+            return  # it has copied everything into its own memory
         for parameter, values in self._optimizer.state.items():
             for name, value in values.items():
                 if not isinstance(value, torch.Tensor):

@@ -10,6 +10,7 @@ from ..files import check_output_directory
 
 WRITTEN = (
     "metrics.json",
+    "memory.json",
     "report.html",
     "learning_curves.png",
     "forecasts.png",

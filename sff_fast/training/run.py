@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..files import read_json, write_json
 from .config import PRECISIONS, Settings, resolve_settings
 from .evaluate import measure
+from .fit import settle
 from .identity import check_identity, describe, differences, identity_of
 from .interrupts import Interrupted, StopRequest, stop_requests
 from .log import RunLog, as_json, read_history
@@ -22,7 +23,7 @@ from .loop import Trainer
 from .output import COMPARISON, begin_output, check_output
 from .progress import Progress, Silent
 from .result import RunResult, build_metrics, zero_shot_entry
-from .runtime import determinism, environment, peak_memory, reset_peak_memory, seeded
+from .runtime import determinism, environment, peak_memory, reset_peak_memory, return_freed_memory, seeded
 from .state import Saved, StateStore
 from .strategies import STRATEGIES, check_trainable, is_prepared
 from .verdict import verdict
@@ -44,17 +45,21 @@ def finetune(
     max_steps: int | None = None,
     schedule: str = "halving",
     patience: int | None = 3,
-    optimizer: str = "adam",
+    optimizer: str | None = None,
     optimizer_state: str | None = None,
     weight_decay: float = 0.0,
     grad_clip: float | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
+    release_gradients: bool | None = None,
+    activation_checkpointing: bool | None = None,
+    micro_batch: int | None = None,
+    max_memory: int | str | None = None,
     lp_epochs: int | None = None,
     keep_initial: bool = False,
     again: bool = False,
     deterministic: bool = False,
     device: str = "auto",
-    eval_batch_size: int = 256,
+    eval_batch_size: int | None = None,
     checkpoint_every: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -93,21 +98,31 @@ def finetune(
         max_steps: Stop after so many optimizer steps; the epoch then ends early and is validated. Default None.
         schedule: ``"halving"`` (after every epoch, default), ``"constant"`` or ``"cosine"`` (to 0 at the last step).
         patience: Stop after so many epochs in a row without a better validation MSE; None never does. Default 3.
-        optimizer: ``"adam"`` (default), ``"adamw"``, ``"fused-adam"`` or ``"fused-adamw"``.
+        optimizer: ``"adam"``, ``"adamw"``, ``"fused-adam"`` or ``"fused-adamw"``. Default: ``"adam"``, or ``"fused-adam"``
+            where one of the following options asks for what only that has.
         optimizer_state: Precision of the states of a fused optimizer: ``"float32"``, ``"bfloat16"`` or ``"int8"``. Default
             None: the optimizer's own, float32 for the fused ones.
         weight_decay: Default 0.
         grad_clip: Limit for the gradients' norm, all parameters together. Default None.
-        precision: dtype of the parameters, ``"fp32"`` (default) or ``"bf16"``: the model is cast before anything else.
-            In bf16 a step that changes a weight by less than about 0.2 % is lost to rounding. Errors are always computed
-            from fp32 forecasts.
+        precision: dtype of the parameters, ``"fp32"`` (default), ``"bf16"`` or ``"bf16-sr"``: the model is cast before
+            anything else. In bf16 a step that changes a weight by less than about 0.2 % is lost to rounding; bf16-sr rounds
+            stochastically instead, so that such steps add up. Errors are always computed from fp32 forecasts.
+        release_gradients: Step inside the backward pass and free the gradients. The same bits; ``grad_clip`` then takes two
+            passes a step. Default False.
+        activation_checkpointing: Keep only the inputs of the model's layers and compute the rest again in the backward
+            pass. The same bits, about a third slower. Default False.
+        micro_batch: Windows in memory at a time: a batch is cut into such parts, whose gradients are added up. Equal to a
+            whole batch up to rounding for losses that are means over windows. Default: the whole batch.
+        max_memory: Peak memory that the run may take (of the process; on CUDA of what torch allocates), in bytes or as
+            ``"6G"``. Chooses those of the five options above, and of ``eval_batch_size``, that are not given, and says
+            what it chose. Default None: no limit.
         lp_epochs: For ``lp-ff``: how many of the epochs train the head alone. Default: half. Optimizer, schedule and
             patience then start anew from the best of them, which stays a candidate for the best epoch.
         keep_initial: Whether the weights before training are a candidate for the best ones. Default False.
         again: Whether ``sff`` may smooth a model that has been smoothed before. Default False: an error.
         deterministic: Use deterministic algorithms only, and one thread. Default False.
         device: ``"auto"`` (CUDA where there is one, default), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        eval_batch_size: Windows at a time in evaluations. Default 256.
+        eval_batch_size: Windows at a time in evaluations. Default 256, or what ``max_memory`` leaves room for.
         checkpoint_every: Save the state every so many steps too. Default None: at the start and after every epoch.
         resume: Continue the run in ``out``; where there is none, start it; where it is finished, return its result.
         overwrite: Remove an earlier run in ``out`` first.
@@ -122,6 +137,15 @@ def finetune(
         OutputError: ``out`` cannot be written, or holds a run and neither ``resume`` nor ``overwrite`` was given.
         CheckpointError: The run in ``out`` has other settings, data or model, or none of its states is whole.
     """
+    given = {
+        "precision": precision,
+        "optimizer": optimizer,
+        "optimizer_state": optimizer_state,
+        "release_gradients": release_gradients,
+        "activation_checkpointing": activation_checkpointing,
+        "micro_batch": micro_batch,
+        "eval_batch_size": eval_batch_size,
+    }
     settings = resolve_settings(
         adapter,
         strategy=strategy,
@@ -134,21 +158,20 @@ def finetune(
         max_steps=max_steps,
         schedule=schedule,
         patience=patience,
-        optimizer=optimizer,
-        optimizer_state=optimizer_state,
         weight_decay=weight_decay,
         grad_clip=grad_clip,
-        precision=precision,
+        max_memory=max_memory,
         lp_epochs=lp_epochs,
         keep_initial=keep_initial,
         again=again,
         deterministic=deterministic,
         device=device,
-        eval_batch_size=eval_batch_size,
         checkpoint_every=checkpoint_every,
+        **given,
     )
     adapter.check_lengths(data.context_length, data.prediction_length)
     folder = None if out is None else check_output(out, resume, overwrite, adapter.source)
+    settings, memory = settle(adapter, data, settings, given, folder, overwrite)
     with stop_requests() as stop:
         try:
             return run_one(
@@ -160,6 +183,7 @@ def finetune(
                 stop=stop,
                 progress=Silent() if progress is None else progress,
                 plan=plan,
+                memory=memory,
             )
         except Interrupted:
             stop.leave()
@@ -180,6 +204,7 @@ def run_one(
     label: str | None = None,
     keep_model: bool = True,
     keep_state: bool = True,
+    memory: dict[str, Any] | None = None,
 ) -> RunResult:
     """One run in a folder that was checked: continued where it holds a state, returned where it is finished.
 
@@ -196,6 +221,7 @@ def run_one(
         label: What progress calls the run.
         keep_model: Whether the model is written.
         keep_state: Whether the last state is kept when the run is finished.
+        memory: What becomes ``memory.json``, or None.
 
     Raises:
         Interrupted: A stop was asked for; what there is was saved.
@@ -229,17 +255,22 @@ def run_one(
         progress.start(_total_windows(data, settings, saved, zero_shot), label or settings.strategy)
         stack.callback(progress.close)
         adapter.model.to(settings.device, PRECISIONS[settings.precision])
+        return_freed_memory()  # of weights that were cast
         if zero_shot is None:
             zero_shot = _measure_zero_shot(evaluation, settings)
         prepared = _prepare(adapter, settings, plan, saved)
         # Only now is anything written: what is wrong with the settings or the plan has shown itself.
         if folder is not None and saved is None:
             begin_output(folder, overwrite)
+            if memory is not None:
+                write_json(folder / "memory.json", memory)
         log = RunLog(None if folder is None else folder / "log.jsonl", 0 if saved is None else saved.content["log_bytes"])
         stack.callback(log.close)
         if saved is None:
             log.write("start", **description)
             log.write("zero_shot", **zero_shot)
+            if memory is not None:
+                log.write("memory", **memory)
             if prepared is not None:
                 log.write("prepare", **prepared)
         model_directory = folder / "model" if folder is not None and keep_model else None

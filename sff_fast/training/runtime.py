@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import resource
@@ -104,13 +105,18 @@ def determinism(enabled: bool) -> Iterator[None]:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+CAN_RESET_PEAK = os.access(_CLEAR_REFS, os.W_OK)
+"""Whether the peak of this process's resident memory can be measured anew."""
+
+
 def reset_peak_memory(device: str) -> None:
     """Begin a new measurement of the peak, where the system allows it (CUDA, and Linux with a writable clear_refs)."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         return
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        _CLEAR_REFS.write_text("5")
 
 
 def peak_memory(device: str) -> int:
@@ -128,3 +134,19 @@ def peak_memory(device: str) -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_memory() -> int:
+    """Resident memory of this process in bytes; where the system does not tell, its peak so far."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    return peak_memory("cpu")
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it and can be asked to (glibc)."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -106,8 +106,8 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 @contextlib.contextmanager
-def trainable(adapter: Any, phase: Phase) -> Iterator[list[torch.nn.Parameter]]:
-    """The parameters that a phase trains; ``requires_grad`` is as it was when the block ends.
+def trainable(adapter: Any, phase: Phase) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """The parameters that a phase trains, by name; ``requires_grad`` is as it was when the block ends.
 
     The model stays in training mode also where only the head is trained, as in the reference implementation: the frozen
     part keeps its dropout.
@@ -125,7 +125,8 @@ def trainable(adapter: Any, phase: Phase) -> Iterator[list[torch.nn.Parameter]]:
                 parameter.requires_grad_(False)
             for parameter in head:
                 parameter.requires_grad_(True)
-        parameters = [parameter for parameter, _ in before if parameter.requires_grad]
+        named = adapter.model.named_parameters()
+        parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
         if not parameters:
             raise ArgumentError(f"the model of the family {adapter.family!r} has no parameter that requires a gradient")
         yield parameters

@@ -75,7 +75,14 @@ class BestWeights:
     def store(self, model: torch.nn.Module) -> None:
         """Remember the model's present weights."""
         if self.path is None:
-            self._memory = {name: tensor.to("cpu", copy=True) for name, tensor in weights_of(model).items()}
+            # Into the memory of the former ones: never a second copy.
+            former, self._memory = self._memory, {}
+            for name, tensor in weights_of(model).items():
+                kept = former.pop(name, None)
+                if kept is not None and (kept.shape, kept.dtype) == (tensor.shape, tensor.dtype):
+                    self._memory[name] = kept.copy_(tensor)
+                else:
+                    self._memory[name] = tensor.to("cpu", copy=True)
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_safetensors(self.path, weights_of(model))

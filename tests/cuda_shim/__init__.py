@@ -18,26 +18,29 @@ ROOT = HERE.parents[1]
 CHUNK_DTYPE = np.dtype([("data", "u8"), ("draw", "u8"), ("logical", "u8"), ("count", "i4"), ("task", "i4")])
 """The layout of ``sff::Chunk`` in ``csrc/cuda/chunks.h``."""
 
-FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", "-DSFF_ISA=device")
+FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-DSFF_ISA=device")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
 
 
-def build(source: Path = HERE / "shim.cpp") -> Path:
-    """Compile ``source`` (with the unmodified kernels in it) as a library, or take what an earlier run compiled.
+def build(
+    sources: Sequence[Path] = (HERE / "shim.cpp",), options: Sequence[str] = ("-O1", "-Werror"), suffix: str = ".so"
+) -> Path:
+    """Compile sources (with the unmodified kernels in them) as a library, or take what an earlier run compiled.
 
     Args:
-        source: What is compiled. Default: the kernels of smoothing.
+        sources: What is compiled, as C++. Default: the kernels of smoothing.
+        options: Of the compiler. Default -O1: the loops are run over small sizes, so that compiling is most of the time.
+        suffix: How the library's name ends.
 
     Returns:
-        The library's path.
+        The library's path, in a folder of its own.
     """
-    # -O1: the loops are run over small sizes, so that compiling is most of the time
-    command = ["g++", *FLAGS, "-O1", "-shared", "-fPIC", f"-I{HERE}", str(source)]
+    command = ["g++", *FLAGS, *options, "-shared", "-fPIC", f"-I{HERE}", "-x", "c++", *map(str, sources)]
     digest = hashlib.blake2b(" ".join(command).encode(), digest_size=12)
-    for folder in (HERE, ROOT / "csrc" / "cuda", ROOT / "csrc" / "core"):
+    for folder in (HERE, *(ROOT / "csrc" / name for name in (".", "core", "cpu", "cuda"))):
         for path in sorted(folder.glob("*.[hc]*")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    library = ROOT / "build" / "cuda-tests" / f"{source.stem}-{digest.hexdigest()}.so"
+    library = ROOT / "build" / "cuda-tests" / f"{sources[0].stem}-{digest.hexdigest()}" / f"{sources[0].stem}{suffix}"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         made = library.with_name(f"{os.getpid()}-{library.name}")

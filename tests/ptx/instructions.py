@@ -314,9 +314,9 @@ def _reduce(m, i, threads):
 @instruction("shfl", "sync down bfly idx")
 def _shuffle(m, i, threads):
     values, by = m.read(i.operands[1], "u32", threads), m.read(i.operands[2], "u32", threads)
-    if i.operands[3] != "31":
+    if (m.read(i.operands[3], "u32", threads) != 31).any():
         raise PtxError(f"shuffle within part of a warp: {i.text}")
-    result = np.empty_like(values)
+    result, there = np.empty_like(values), np.ones(len(threads), bool)
     for warp in m.warps(threads, i.operands[4], i.text):
         lane = np.arange(len(warp))
         source = {"down": lane + by[warp], "bfly": lane ^ by[warp], "idx": by[warp] & 31}[i.name[2]]
@@ -324,4 +324,8 @@ def _shuffle(m, i, threads):
         if outside.any() and i.name[2] != "down":
             raise PtxError(f"shuffle from a lane that is not there: {i.text}")
         result[warp] = values[warp][np.where(outside, lane, source)]  # beyond the last lane a thread gets its own value
-    m.write(vector(i.operands[0].split("|")[0])[0], "u32", result, threads)
+        there[warp] = ~outside
+    register, _, inside = i.operands[0].partition("|")
+    m.write(register, "u32", result, threads)
+    if inside:
+        m.write(inside, "pred", there, threads)

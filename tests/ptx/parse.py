@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)([^{]*)\{", re.S)
-_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?")
+_PARAMETER = re.compile(
+    r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)?\.align\s+\d+\s+)?([\w$]+)(?:\[(\d+)\])?"
+)
 _LABEL = re.compile(r"([$\w]+):\s*")
 _STATEMENT = re.compile(r"(?:@(!?)([%\w]+)\s+)?([a-z][\w.:]*)\s*(.*)$", re.S)
 _IGNORED = (".reg", ".pragma", ".loc", ".file")
@@ -68,11 +70,11 @@ def kernels(text: str) -> dict[str, Kernel]:
 def _parameters(text: str) -> dict[str, int]:
     offsets, at = {}, 0
     for found in _PARAMETER.finditer(text):
-        width = _BYTES[found[1]]
-        alignment = int(re.search(r"\.align\s+(\d+)", found[0])[1]) if ".align" in found[0] else width
+        width = _BYTES[found[2]]
+        alignment = int(found[1] or width)
         at = -(-at // alignment) * alignment
-        offsets[found[2]] = at
-        at += width * int(found[3] or 1)
+        offsets[found[3]] = at
+        at += width * int(found[4] or 1)
     return offsets
 
 

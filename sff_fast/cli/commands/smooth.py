@@ -83,10 +83,12 @@ def _plan(src: str, path: str | None, family: str | None, factory: str | None) -
     if path is not None:
         return InitPlan.load(path)
     if factory is not None:
-        from sff_fast.cli.commands.plan import import_callable
+        from sff_fast.cli.commands.plan import import_callable, users_code
         from sff_fast.tracing import trace
 
-        return trace(import_callable(factory))
+        build = import_callable(factory)
+        with users_code(f"--factory {factory}"):
+            return trace(build)
     from sff_fast import adapters
 
     return adapters.load(family, src).plan()

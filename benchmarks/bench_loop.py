@@ -1,0 +1,119 @@
+"""What does the fine-tuning loop cost over a bare forward pass, backward pass and optimizer step?
+
+One step of the loop (shuffling, gathering the windows, learning-rate schedule, checks, progress, log) and one bare step take
+turns on one model, Timer at its published 67 million parameters, with one optimizer.
+
+Run from the repository root: ``python benchmarks/bench_loop.py [--batch 32] [--runs 15] [--threads N]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from timing import interleaved, ratio, write_rows
+
+from sff_fast.adapters.timer import TimerAdapter
+from sff_fast.data import ForecastData, Table
+from sff_fast.models import Timer, TimerConfig
+from sff_fast.training import finetune
+from sff_fast.training.config import resolve_settings
+from sff_fast.training.interrupts import StopRequest
+from sff_fast.training.log import RunLog
+from sff_fast.training.loop import Trainer
+from sff_fast.training.progress import Silent
+from sff_fast.training.stepping import Stepper
+from sff_fast.training.strategies import trainable
+from sff_fast.training.weights import BestWeights
+
+LIMIT = 1.02
+
+
+def measure(batch: int, runs: int, optimizer: str) -> dict[str, object]:
+    """Both kinds of step, interleaved."""
+    adapter = TimerAdapter(Timer(TimerConfig()).eval())
+    rows = 672 + 96 + batch - 1
+    values = np.random.default_rng(0).normal(size=(3 * rows, 1))
+    data = ForecastData(Table(values, ["a"]), f"{1 / 3},{1 / 3},{1 / 3}", 672, 96)
+    taken = inspect.signature(resolve_settings).parameters
+    given = {name: p.default for name, p in inspect.signature(finetune).parameters.items() if name in taken}
+    given.pop("adapter")
+    settings = resolve_settings(adapter, **{**given, "batch_size": batch, "optimizer": optimizer, "strategy": "ff"})
+    assert len(data.train) == batch, len(data.train)
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(RunLog(Path(folder) / "log.jsonl")) as log:
+        trainer = Trainer(
+            adapter,
+            data,
+            settings,
+            log=log,
+            store=None,
+            frozen={},
+            best=BestWeights(None),
+            model_directory=None,
+            stop=StopRequest(),
+            progress=Silent(),
+        )
+        (phase,) = trainer.phases
+        with trainable(adapter, phase) as parameters:
+            stepper = Stepper(adapter, data, settings, parameters)
+            trainer._optimizer = stepper.optimizer
+            windows = data.train.batch(torch.arange(batch))
+            adapter.model.train()
+
+            def loop() -> None:
+                """An epoch of one step, without its validation."""
+                trainer.at.position = 0
+                trainer._train_epoch(phase, stepper)
+                assert trainer.at.position == batch
+
+            def bare() -> None:
+                adapter.loss(windows).backward()
+                stepper.optimizer.step()
+                stepper.optimizer.zero_grad(set_to_none=True)
+
+            seconds = interleaved({"bare": bare, "loop": loop}, runs, warmup=2)
+    value = ratio(seconds["loop"], seconds["bare"])
+    return {
+        "case": f"Timer-67M, batch {batch}, {optimizer}",
+        "threads": torch.get_num_threads(),
+        "runs": runs,
+        "bare_ms": f"{statistics.median(seconds['bare']) * 1e3:.1f}",
+        "loop_ms": f"{statistics.median(seconds['loop']) * 1e3:.1f}",
+        "ratio": f"{value:.4f}",
+        "must": f"<= {LIMIT}",
+        "holds": "yes" if value <= LIMIT else "no",
+    }
+
+
+def main() -> None:
+    """Measure, print, and append to benchmarks/results/loop.csv."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--batch", type=int, default=32, help="windows in a step (default 32)")
+    parser.add_argument("--runs", type=int, default=15, help="counted rounds (default 15)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default torch's choice)")
+    parser.add_argument("--optimizers", nargs="+", default=["adam", "fused-adam"], help="default adam fused-adam")
+    parser.add_argument("--no-csv", action="store_true", help="print only")
+    settings = parser.parse_args()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    rows = []
+    for optimizer in settings.optimizers:
+        rows.append(measure(settings.batch, settings.runs, optimizer))
+        row = rows[-1]
+        print(
+            f"{row['case']}, {row['threads']} thread(s): bare {row['bare_ms']} ms, loop {row['loop_ms']} ms, "
+            f"ratio {row['ratio']}  must {row['must']}: {row['holds']}",
+            flush=True,
+        )
+    if not settings.no_csv:
+        print(f"written to {write_rows('loop', rows)}")
+
+
+if __name__ == "__main__":
+    main()

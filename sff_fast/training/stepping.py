@@ -1,0 +1,139 @@
+"""One optimizer step on a batch of windows: in micro-batches, clipped, with gradients kept or freed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+
+from ..data import ForecastData
+from ..errors import SffFastError
+from ..optim import FusedAdamW, make_optimizer
+from .config import Settings
+
+
+class NotFiniteLossError(SffFastError):
+    """The training loss is NaN or infinite; nothing was stepped.
+
+    Attributes:
+        loss: The loss.
+    """
+
+    def __init__(self, loss: float) -> None:
+        super().__init__(f"the training loss is {loss}")
+        self.loss = loss
+
+
+def optimizer_for(settings: Settings, parameters: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a run.
+
+    Args:
+        settings: The settings.
+        parameters: Name in the model to parameter to train.
+    """
+    options: dict[str, Any] = {}
+    if settings.precision == "bf16-sr":
+        options["stochastic_rounding"] = True
+    if settings.release_gradients:
+        options["release_gradients"] = True
+    return make_optimizer(
+        settings.optimizer,
+        parameters.items(),
+        settings.lr,
+        settings.weight_decay,
+        settings.optimizer_state,
+        seed=settings.seed,
+        max_norm=settings.grad_clip,
+        **options,
+    )
+
+
+class Stepper:
+    """Steps of one optimizer.
+
+    Args:
+        adapter: The adapter.
+        data: The windows.
+        settings: The settings.
+        parameters: Name in the model to parameter to train.
+    """
+
+    def __init__(self, adapter: Any, data: ForecastData, settings: Settings, parameters: dict[str, torch.nn.Parameter]) -> None:
+        self.optimizer = optimizer_for(settings, parameters)
+        self._adapter, self._data, self._settings = adapter, data, settings
+        self._parameters = list(parameters.values())
+        self._ours = isinstance(self.optimizer, FusedAdamW)
+
+    def step(self, indices: torch.Tensor, lr: float) -> float:
+        """One step.
+
+        Args:
+            indices: The windows of the batch.
+            lr: Learning rate.
+
+        Returns:
+            The batch's mean training loss.
+
+        Raises:
+            NotFiniteLossError: The loss is NaN or infinite; the gradients are dropped.
+        """
+        optimizer, settings = self.optimizer, self._settings
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        parts = indices.split(settings.micro_batch)
+        try:
+            value = self._whole(indices) if len(parts) == 1 else self._accumulated(parts, len(indices))
+        except NotFiniteLossError:
+            optimizer.zero_grad(set_to_none=True)
+            raise
+        if settings.grad_clip is not None and not self._ours:
+            torch.nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return value
+
+    def close(self) -> None:
+        """Take off the parameters what the optimizer has put on them."""
+        if self._ours:
+            self.optimizer.stop_releasing()
+
+    def _loss(self, indices: torch.Tensor) -> tuple[torch.Tensor, float]:
+        loss = self._adapter.loss(self._data.train.batch(indices).to(self._settings.device))
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NotFiniteLossError(value)
+        return loss, value
+
+    def _whole(self, indices: torch.Tensor) -> float:
+        if not (self._settings.release_gradients and self._settings.grad_clip is not None):
+            loss, value = self._loss(indices)
+            loss.backward()
+            return value
+        # Two forward passes: what the first one leaves in the model's buffers must not reach the second one.
+        before = {name: buffer.detach().clone() for name, buffer in self._adapter.model.named_buffers()}
+        passes = 0
+
+        def closure() -> torch.Tensor:
+            nonlocal passes
+            passes += 1
+            if passes > 1:
+                for name, buffer in self._adapter.model.named_buffers():
+                    if name in before:
+                        buffer.copy_(before[name])
+            return self._loss(indices)[0]
+
+        return self.optimizer.backward(closure).item()
+
+    def _accumulated(self, parts: tuple[torch.Tensor, ...], windows: int) -> float:
+        """Backward passes of a batch's parts, each with its share of the windows; the gradients are whole afterwards."""
+        total = 0.0
+        keeping = self.optimizer.accumulating() if self._settings.release_gradients else contextlib.nullcontext()
+        with keeping:
+            for part in parts:
+                loss, value = self._loss(part)
+                share = len(part) / windows
+                (loss * share).backward()
+                total += value * share
+        return total
