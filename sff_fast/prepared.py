@@ -30,7 +30,9 @@ class Prepared:
 
     Attributes:
         key: What it depends on besides the seed, from :func:`key_of`.
-        plan: The plan, kept so that its identity stays its own.
+        plan_hash: Content hash of the plan.
+        plan: The plan itself, which must still be the one of that identity. A weak reference: a plan knows its factory, which
+            may know the model, and what is kept here must not keep the model alive.
         shrink: Name to the factor of the weights, for every parameter that is changed.
         perturb: Name to the factor of the draw.
         untouched: Names of the others.
@@ -41,7 +43,8 @@ class Prepared:
     """
 
     key: Key | None
-    plan: InitPlan
+    plan_hash: str
+    plan: weakref.ref[InitPlan]
     shrink: Mapping[str, float]
     perturb: Mapping[str, float]
     untouched: tuple[str, ...]
@@ -84,7 +87,7 @@ def key_of(parameters: Mapping[str, torch.Tensor], plan: object, *arguments: Has
 def recall(model: nn.Module, key: Key | None) -> Prepared | None:
     """The last call on this model, where it had the same key."""
     last = _LAST.get(model) if key is not None else None
-    return last if last is not None and last.key == key else None
+    return last if last is not None and last.plan() is not None and last.key == key else None
 
 
 def remember(model: nn.Module, prepared: Prepared) -> None:

@@ -8,6 +8,7 @@ neural network training", NeurIPS 2020).
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -251,7 +252,8 @@ def _apply(
             used, ran, records = _run_kernels(pairs, plan, key, backend, rounding, threads)
         call = prepared.Prepared(
             key=known,
-            plan=plan,
+            plan_hash=plan.hash,
+            plan=weakref.ref(plan),
             shrink={name: matched[name][0] for name in changed},
             perturb={name: matched[name][1] for name in changed},
             untouched=tuple(name for name in parameters if name not in changed),
@@ -269,7 +271,7 @@ def _apply(
     return SmoothReport(
         seed=key,
         stream_version=STREAM_VERSION,
-        plan_hash=call.plan.hash,
+        plan_hash=call.plan_hash,
         shrink=dict(call.shrink),
         perturb=dict(call.perturb),
         untouched=call.untouched,

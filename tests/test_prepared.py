@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -201,3 +203,28 @@ def test_nothing_is_kept_for_a_model_that_is_gone():
     assert net in prepared._LAST
     del net
     assert len(prepared._LAST) == count - 1
+
+
+def test_a_plan_whose_factory_knows_the_model_does_not_keep_it_alive():
+    net = pretrained()
+
+    def factory(known: nn.Module = net) -> nn.Module:
+        return Net()
+
+    sff_fast.smooth_(net, sff_fast.trace(factory), seed=1)
+    assert net in prepared._LAST
+    alive = weakref.ref(net)
+    del net, factory
+    gc.collect()
+    assert alive() is None
+
+
+def test_another_plan_at_the_same_address_is_not_mistaken_for_the_one_before(laid):
+    net = pretrained()
+    plan = sff_fast.trace(Net)
+    sff_fast.smooth_(net, plan, seed=1)
+    key = prepared._LAST[net].key
+    assert prepared.recall(net, key) is not None
+    del plan
+    gc.collect()
+    assert prepared.recall(net, key) is None
