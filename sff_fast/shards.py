@@ -37,7 +37,7 @@ class Piece(NamedTuple):
 
 def local(parameter: torch.Tensor) -> torch.Tensor:
     """The memory of a parameter that lies in this process; a plain parameter itself."""
-    if not _is_dtensor(parameter):
+    if not is_sharded(parameter):
         return parameter
     with torch.no_grad():
         return parameter.to_local()
@@ -56,7 +56,7 @@ def pieces(name: str, parameter: torch.Tensor) -> list[Piece]:
     Raises:
         PlanError: A placement has no elements that could be addressed (Partial), or is unknown.
     """
-    if not _is_dtensor(parameter):
+    if not is_sharded(parameter):
         return [Piece(parameter, None)]
     memory = local(parameter)
     coordinate = parameter.device_mesh.get_coordinate()
@@ -113,7 +113,8 @@ def _fsdp_class() -> type | None:
     return getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
 
 
-def _is_dtensor(parameter: torch.Tensor) -> bool:
+def is_sharded(parameter: torch.Tensor) -> bool:
+    """Whether a tensor is a DTensor."""
     # Whoever has made a DTensor has imported its module; nobody else shall pay for it.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(parameter, module.DTensor)

@@ -6,12 +6,14 @@ import contextlib
 import copy
 import inspect
 import math
+import os
 import sys
 import types
 import typing
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -106,6 +108,25 @@ class MoiraiBase(Adapter):
             return _kind(read_config(path / "config.json")) == cls.variant
         except CheckpointError:
             return False
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, dtype: torch.dtype | str | None = None) -> Adapter:
+        """Load a folder with ``config.json`` and ``model.safetensors``. Nothing but local files is read.
+
+        Args:
+            path: The folder.
+            dtype: dtype of the parameters. Default: that of the file.
+
+        Returns:
+            The adapter, its model in eval mode.
+
+        Raises:
+            ArgumentError: An option is not allowed.
+            CheckpointError: The checkpoint is missing, damaged or of another family.
+            MissingPackageError: timecopilot-uni2ts is not installed.
+        """
+        model, source, config = cls._read(path, dtype)
+        return cls(model, source, partial(cls.load, source, dtype=dtype), config)
 
     @classmethod
     def _read(cls, path: Any, dtype: Any) -> tuple[nn.Module, Path, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Any, ClassVar
 
@@ -45,25 +44,6 @@ class Moirai2Adapter(MoiraiBase):
         "quantile_levels": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
         "scaling": True,
     }
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, dtype: torch.dtype | str | None = None) -> Moirai2Adapter:
-        """Load a folder with ``config.json`` and ``model.safetensors``. Nothing but local files is read.
-
-        Args:
-            path: The folder.
-            dtype: dtype of the parameters. Default: that of the file.
-
-        Returns:
-            The adapter, its model in eval mode.
-
-        Raises:
-            ArgumentError: An option is not allowed.
-            CheckpointError: The checkpoint is missing, damaged or of another family.
-            MissingPackageError: timecopilot-uni2ts is not installed.
-        """
-        model, source, config = cls._read(path, dtype)
-        return cls(model, source, partial(cls.load, source, dtype=dtype), config)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Moirai2Adapter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Any, ClassVar
 
@@ -36,25 +35,6 @@ class MoiraiMoEAdapter(MoiraiBase):
     _source = ("uni2ts.model.moirai_moe", "MoiraiMoEModule", "MoiraiMoEForecast")
     _head = "param_proj."
     _tiny: ClassVar[dict[str, Any]] = {**MoiraiAdapter._tiny, "d_ff": 32, "patch_sizes": [16]}
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, dtype: torch.dtype | str | None = None) -> MoiraiMoEAdapter:
-        """Load a folder with ``config.json`` and ``model.safetensors``. Nothing but local files is read.
-
-        Args:
-            path: The folder.
-            dtype: dtype of the parameters. Default: that of the file.
-
-        Returns:
-            The adapter, its model in eval mode.
-
-        Raises:
-            ArgumentError: An option is not allowed.
-            CheckpointError: The checkpoint is missing, damaged or of another family.
-            MissingPackageError: timecopilot-uni2ts is not installed.
-        """
-        model, source, config = cls._read(path, dtype)
-        return cls(model, source, partial(cls.load, source, dtype=dtype), config)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> MoiraiMoEAdapter:

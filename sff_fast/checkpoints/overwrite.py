@@ -44,7 +44,7 @@ def overwrite_files(
     """
     source, shards = work.layout.source, work.layout.shards
     identity = {
-        **{key: value for key, value in work.record["smoothing"][-1].items()},
+        **work.record["smoothing"][-1],
         "files": [[shard.path.name, shard.size] for shard in shards],
     }
     place = journal.journal_of(source)

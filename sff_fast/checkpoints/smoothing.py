@@ -169,8 +169,10 @@ def smooth_checkpoint(
         if in_place:
             record, hash_seconds = overwrite_files(work, smoother, pending, hashes, advance)
         else:
-            make = _make_folder if layout.is_folder else _make_file
-            record, hash_seconds = make(work, target, smoother, hashes, overwrite, advance)
+            if layout.is_folder:
+                record, hash_seconds = _make_folder(work, target, smoother, hashes, overwrite, advance)
+            else:
+                record, hash_seconds = _write(work, layout.shards[0], target, smoother, hashes, advance)
     finally:
         if progress is not None:
             progress.close()
@@ -213,12 +215,6 @@ def _target(layout: Layout, dst: str | os.PathLike[str], overwrite: bool) -> Pat
             "choose another folder"
         )
     return target
-
-
-def _make_file(
-    work: Work, target: Path, smoother: Smoother, hashes: bool, overwrite: bool, advance: Callable[[int], None]
-) -> tuple[dict[str, Any], float]:
-    return _write(work, work.layout.shards[0], target, smoother, hashes, advance)
 
 
 def _make_folder(

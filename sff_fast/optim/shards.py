@@ -9,27 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from sff_fast.shards import is_sharded, local
+
+__all__ = ["Layout", "has_pending_sum", "is_sharded", "label_of", "layout_of", "like", "local", "sum_over_shards"]
 
 Layout = tuple[Any, tuple[Any, ...]] | None
 """The device mesh and placements of a DTensor; None of an ordinary tensor."""
-
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is a DTensor."""
-    if not is_traceable_wrapper_subclass(tensor):
-        return False
-    from torch.distributed.tensor import DTensor  # half a second, and needed only where there are subclasses
-
-    return isinstance(tensor, DTensor)
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor that this process holds, sharing its memory; an ordinary tensor itself."""
-    if not is_sharded(tensor):
-        return tensor
-    with torch.no_grad():
-        return tensor.to_local()
 
 
 def layout_of(tensor: torch.Tensor) -> Layout:
