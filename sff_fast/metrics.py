@@ -42,7 +42,7 @@ class ForecastMetrics:
         target: torch.Tensor,
         channel: torch.Tensor | None = None,
         index: torch.Tensor | None = None,
-    ) -> None:
+    ) -> dict[str, torch.Tensor]:
         """Add a batch of windows.
 
         Args:
@@ -50,6 +50,9 @@ class ForecastMetrics:
             target: The same shape.
             channel: int64 [B], the channel of each window of a channel-independent batch (``Batch.channel``).
             index: int64 [B], the windows' numbers (``Batch.index``), to name one in an error. Default: counted.
+
+        Returns:
+            ``mse`` and ``mae`` of each window, float64 [B] on the CPU.
 
         Raises:
             NotFiniteError: A value is NaN or infinite; names the first such window. Nothing of the batch is added.
@@ -62,8 +65,6 @@ class ForecastMetrics:
                 raise ArgumentError(f"{name} must have the shape {expected}, got {list(tensor.shape)}")
         if channel is not None:
             self._check_channel(channel, len(prediction))
-        if len(prediction) == 0:
-            return
         predicted = prediction.detach().to("cpu", torch.float64)
         wanted = target.detach().to("cpu", torch.float64)
         error = predicted - wanted
@@ -71,12 +72,14 @@ class ForecastMetrics:
         if not torch.isfinite(squared).all():
             self._refuse(predicted, wanted, squared, channel, index)
         self._squared.add(_by_channel(squared, channel, self.n_channels))
-        self._absolute.add(_by_channel(error.abs(), channel, self.n_channels))
+        absolute = error.abs()
+        self._absolute.add(_by_channel(absolute, channel, self.n_channels))
         if channel is None:
             self._counts += len(prediction)
         else:
             self._counts += torch.bincount(channel.to("cpu", torch.int64), minlength=self.n_channels)
         self.windows += len(prediction)
+        return {"mse": squared.mean(dim=(1, 2)), "mae": absolute.mean(dim=(1, 2))}
 
     def sums(self) -> tuple[torch.Tensor, torch.Tensor, int]:
         """What :meth:`add_sums` takes: sums of errors [4, C, H] with what rounding lost, windows by channel, windows."""
