@@ -65,10 +65,11 @@ def test_the_folder_holds_each_run_the_table_and_the_model_to_ship(data, finishe
     ]
     assert metrics["settings"]["runs"][1] == {"strategy": "sff", "alpha": 0.7, "seed": 0}
     assert set(metrics["summary"]) == {"zero-shot", "ff", "sff", "lp"}
-    assert {(one["a"], one["b"], one["n"]) for one in metrics["comparisons"]} == {
-        (a, b, 2)
-        for a, b in [("ff", "sff"), ("ff", "lp"), ("sff", "lp"), ("ff", "zero-shot"), ("sff", "zero-shot"), ("lp", "zero-shot")]
-    }
+    assert [(one["a"], one["b"], one["n"]) for one in metrics["comparisons"]] == [
+        (a, b, 2) for a, b in [("sff", "ff"), ("lp", "ff"), ("ff", "zero-shot"), ("sff", "zero-shot"), ("lp", "zero-shot")]
+    ]
+    # 24 test rows make 5 starts of windows of 20 rows: no two blocks.
+    assert {(one["covers"], one["blocks"], one["corrected_for"]) for one in metrics["comparisons"]} == {("seeds", 1, 5)}
     assert [line["event"] for line in read_log(out)] == ["start", "zero_shot", *["run"] * 6, "end"]
 
 

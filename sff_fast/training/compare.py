@@ -16,13 +16,15 @@ from .config import Settings, resolve_settings
 from .fit import settle
 from .identity import check_identity, describe, identity_of
 from .interrupts import Interrupted, StopRequest, stop_requests
+from .labels import ZERO_SHOT, alpha_text
 from .log import RunLog
 from .output import COMPARISON, begin_output, check_output
 from .progress import Progress, Silent
-from .result import ZERO_SHOT, CompareResult, RunResult, alpha_text, build_metrics
+from .result import CompareResult, RunResult, build_metrics
 from .run import finetune, finished_run, run_one, summary_of
 from .strategies import STRATEGIES, check_trainable
 from .verdict import choose
+from .windows import WindowErrors
 
 FORMAT = 1
 _OF_A_RUN = ("strategy", "alpha", "seed", "lp_epochs")
@@ -228,6 +230,7 @@ def _run_all(
 ) -> CompareResult:
     results: list[RunResult] = []
     zero_shot: dict[str, Any] | None = None
+    of_zero_shot: WindowErrors | None = None
     # Written anew by a resumed comparison: what is in it can be told from the finished runs.
     log = RunLog(None if folder is None else folder / "log.jsonl")
     try:
@@ -254,12 +257,13 @@ def _run_all(
                 if number > 0:
                     models.spend()
             if number == 0:
-                zero_shot = result.zero_shot
+                zero_shot, of_zero_shot = result.zero_shot, result.windows
                 log.write("zero_shot", **zero_shot)
             else:
                 results.append(result)
                 log.write("run", directory=directory_of(settings), **summary_of(result))
-        metrics = build_metrics(description, zero_shot, _entries([settings for settings, _ in runs[1:]], results))
+        entries = _entries([settings for settings, _ in runs[1:]], results)
+        metrics = build_metrics(description, zero_shot, entries, [result.windows for result in results], of_zero_shot)
         model = None
         if folder is not None:
             model = _ship(models, folder, zero_shot, metrics["runs"])

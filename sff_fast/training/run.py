@@ -26,7 +26,6 @@ from .result import RunResult, build_metrics, zero_shot_entry
 from .runtime import determinism, environment, peak_memory, reset_peak_memory, return_freed_memory, seeded
 from .state import Saved, StateStore
 from .strategies import STRATEGIES, check_trainable, is_prepared
-from .verdict import verdict
 from .weights import BestWeights
 from .windows import FOLDER, WindowErrors, load_windows
 
@@ -305,13 +304,14 @@ def run_one(
             result = RunResult.of_zero_shot(zero_shot, settings.seed, model_directory, of_zero_shot)
         adapter.model.eval()
         entries = [result.to_json()] if phases else []
-        result.verdict = verdict(zero_shot, entries)
+        metrics = build_metrics(description, zero_shot, entries, [result.windows] if phases else None, of_zero_shot)
+        result.verdict = metrics["verdict"]
         log.write("end", verdict=result.verdict, **summary_of(result))
         log.sync()
         if folder is not None:
             if phases and result.windows is not None:
                 result.windows.save(folder / FOLDER / "test.safetensors")
-            write_json(folder / "metrics.json", build_metrics(description, zero_shot, entries))
+            write_json(folder / "metrics.json", metrics)
             store.clear(keep=1 if keep_state else 0)
         return result
 
