@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from .interrupts import Interrupted, StopRequest, stop_requests
 from .labels import ZERO_SHOT, alpha_text
 from .log import RunLog
 from .output import COMPARISON, begin_output, check_output
+from .pristine import PristineModel
 from .progress import Progress, Silent
 from .result import CompareResult, RunResult, build_metrics
 from .run import finetune, finished_run, run_one, summary_of
@@ -50,14 +50,15 @@ def compare(
 ) -> CompareResult:
     """Fine-tune by several strategies, for several seeds, and say which model to ship.
 
-    Every run starts from the pre-trained weights, which are loaded anew for it after the model before it was let go:
-    there is never a second model in memory. The zero-shot model has no seed and is evaluated once; its row is there
-    whether it was asked for or not. The model to ship is chosen by validation MSE alone (:func:`choose` says how) and
-    put into ``out/model``; each run's own is in ``out/runs/<strategy>[-alpha0.7]-seed0/model``. Strategies are compared
-    by the differences between their runs of the same seed.
+    Every run starts from the pre-trained weights, which are put back into the one model that there is, from the pages of
+    its checkpoint or from one copy on the host (:class:`PristineModel`): there is never a second model in memory. The
+    zero-shot model has no seed and is evaluated once; its row is there whether it was asked for or not. The model to ship is
+    chosen by validation MSE alone (:func:`choose` says how) and put into ``out/model``; each run's own is in
+    ``out/runs/<strategy>[-alpha0.7]-seed0/model``. Strategies are compared by the differences between their runs of the
+    same seed and the same windows.
 
     Args:
-        make_adapter: Loads the model, such as ``lambda: sff_fast.load("ttm", path)``; called once for every run.
+        make_adapter: Loads the model, such as ``lambda: sff_fast.load("ttm", path)``; called once.
         data: The windows.
         strategies: Names of strategies; see :func:`finetune`.
         seeds: The seeds. Default: 0 alone, which gives no idea of the noise.
@@ -86,7 +87,7 @@ def compare(
         if name not in _DEFAULTS:
             raise ArgumentError(f"compare has no option {name!r}: it takes {', '.join(_DEFAULTS)}")
     options = {**_DEFAULTS, **options}
-    models = _Models(make_adapter)
+    models = PristineModel(make_adapter)
     zero_shot, *tuned = _settings(models.pristine(), strategies, seeds, alphas, options)
     models.pristine().check_lengths(data.context_length, data.prediction_length)
     folder = None if out is None else check_output(out, resume, overwrite, models.pristine().source)
@@ -129,29 +130,6 @@ def compare(
         except Interrupted:
             stop.leave()
             raise
-
-
-class _Models:
-    """The one model that is in memory.
-
-    Args:
-        make: Loads it.
-    """
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-        self._adapter: Any = None
-
-    def pristine(self) -> Any:
-        """The model as it was loaded; the same one until it is spent."""
-        if self._adapter is None:
-            self._adapter = self._make()
-        return self._adapter
-
-    def spend(self) -> None:
-        """Let go of the model, which was changed. Adapter and plan refer to each other: the collector frees them."""
-        self._adapter = None
-        gc.collect()
 
 
 def _settings(
@@ -202,7 +180,7 @@ def _check_comparison(folder: Path, identity: Mapping[str, Any]) -> bool:
     return False
 
 
-def _rehearse(models: _Models, tuned: Sequence[Settings], plan: Any) -> None:
+def _rehearse(models: PristineModel, tuned: Sequence[Settings], plan: Any) -> None:
     """Prepare the model once in every way that the runs will, so that what cannot work fails before hours of tuning."""
     done = set()
     for settings in tuned:
@@ -218,7 +196,7 @@ def _rehearse(models: _Models, tuned: Sequence[Settings], plan: Any) -> None:
 
 
 def _run_all(
-    models: _Models,
+    models: PristineModel,
     data: ForecastData,
     runs: list[tuple[Settings, dict[str, Any]]],
     description: dict[str, Any],
@@ -288,7 +266,7 @@ def _entries(settings: Sequence[Settings], results: Sequence[RunResult]) -> list
     return [{**result.to_json(), "directory": directory_of(one)} for one, result in pairs]
 
 
-def _ship(models: _Models, folder: Path, zero_shot: dict[str, Any], entries: list[dict[str, Any]]) -> Path:
+def _ship(models: PristineModel, folder: Path, zero_shot: dict[str, Any], entries: list[dict[str, Any]]) -> Path:
     """Put the model that validation chooses into the comparison's own folder."""
     choice = choose(zero_shot, entries)
     target = folder / "model"
@@ -296,10 +274,8 @@ def _ship(models: _Models, folder: Path, zero_shot: dict[str, Any], entries: lis
         with atomic_directory(target, replace=True) as temporary:
             shutil.copytree(folder / choice.best["directory"] / "model", temporary, dirs_exist_ok=True)
     else:
-        # Loaded anew: the one that was evaluated may have been cast to another precision.
-        models.spend()
+        models.spend()  # the one that was evaluated may have been cast to another precision
         models.pristine().save(target, overwrite=True)
-        models.spend()
     return target
 
 
