@@ -27,9 +27,9 @@ from .verdict import choose
 from .windows import WindowErrors
 
 FORMAT = 1
-_OF_A_RUN = ("strategy", "alpha", "seed", "lp_epochs")
+OF_A_RUN = ("strategy", "alpha", "seed", "lp_epochs")
 _NOT_OPTIONS = {"adapter", "data", "strategy", "alpha", "seed", "out", "resume", "overwrite", "progress", "plan"}
-_DEFAULTS = {
+DEFAULTS = {
     name: parameter.default for name, parameter in inspect.signature(finetune).parameters.items() if name not in _NOT_OPTIONS
 }
 
@@ -78,15 +78,7 @@ def compare(
         OutputError: ``out`` cannot be used.
         CheckpointError: ``resume`` was given, and ``out`` holds something else.
     """
-    if not callable(make_adapter):
-        raise ArgumentError(
-            "make_adapter must be a function that loads the model, such as lambda: sff_fast.load('timer', path), "
-            f"got {type(make_adapter).__name__}"
-        )
-    for name in options:
-        if name not in _DEFAULTS:
-            raise ArgumentError(f"compare has no option {name!r}: it takes {', '.join(_DEFAULTS)}")
-    options = {**_DEFAULTS, **options}
+    options = check_arguments("compare", make_adapter, options)
     models = PristineModel(make_adapter)
     zero_shot, *tuned = _settings(models.pristine(), strategies, seeds, alphas, options)
     models.pristine().check_lengths(data.context_length, data.prediction_length)
@@ -98,17 +90,17 @@ def compare(
         options.update(memory["chosen"])
         zero_shot, *tuned = _settings(models.pristine(), strategies, seeds, alphas, options)
     descriptions = [describe(models.pristine(), data, settings) for settings in (zero_shot, *tuned)]
-    shared = {key: value for key, value in descriptions[0]["settings"].items() if key not in _OF_A_RUN}
+    shared = {key: value for key, value in descriptions[0]["settings"].items() if key not in OF_A_RUN}
     own = {
         "lp_epochs": options["lp_epochs"],
         "runs": [{key: getattr(settings, key) for key in ("strategy", "alpha", "seed")} for settings in tuned],
     }
     description = {**descriptions[0], "settings": {**shared, **own}}
-    begun = folder is not None and not overwrite and _check_comparison(folder, identity_of(description))
+    begun = folder is not None and not overwrite and check_comparison(folder, identity_of(description))
     if begun and (folder / "metrics.json").exists():
         return _finished_comparison(folder, list(zip(tuned, descriptions[1:], strict=True)))
     if not begun:
-        _rehearse(models, tuned, plan)
+        rehearse(models, tuned, plan)
     if folder is not None and not begun:
         begin_output(folder, overwrite)
         (folder / "state").mkdir(exist_ok=True)
@@ -132,6 +124,35 @@ def compare(
             raise
 
 
+def check_arguments(what: str, make_adapter: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of :func:`finetune` with its defaults.
+
+    Raises:
+        ArgumentError: ``make_adapter`` is no function, or an option is none of :func:`finetune`.
+    """
+    if not callable(make_adapter):
+        raise ArgumentError(
+            "make_adapter must be a function that loads the model, such as lambda: sff_fast.load('timer', path), "
+            f"got {type(make_adapter).__name__}"
+        )
+    for name in options:
+        if name not in DEFAULTS:
+            raise ArgumentError(f"{what} has no option {name!r}: it takes {', '.join(DEFAULTS)}")
+    return {**DEFAULTS, **options}
+
+
+def check_list(name: str, values: Sequence[Any]) -> None:
+    """Refuse a list that is empty or holds something twice.
+
+    Raises:
+        ArgumentError: It does.
+    """
+    if not values:
+        raise ArgumentError(f"{name} must not be empty")
+    if any(values.index(value) != index for index, value in enumerate(values)):
+        raise ArgumentError(f"{name} must not hold anything twice, got {values}")
+
+
 def _settings(
     adapter: Any,
     strategies: Sequence[str],
@@ -145,10 +166,8 @@ def _settings(
     strategies, seeds = list(strategies), list(seeds)
     alphas = None if alphas is None else list(alphas)
     for name, values in (("strategies", strategies), ("seeds", seeds), ("alphas", alphas)):
-        if values is not None and not values:
-            raise ArgumentError(f"{name} must not be empty")
-        if values is not None and any(values.index(value) != index for index, value in enumerate(values)):
-            raise ArgumentError(f"{name} must not hold anything twice, got {values}")
+        if values is not None:
+            check_list(name, values)
     if alphas is not None and not any(name in STRATEGIES and STRATEGIES[name].uses_alpha for name in strategies):
         raise ArgumentError(f"alphas mean something to sff only, and strategies are {', '.join(map(str, strategies))}")
     resolved = [resolve_settings(adapter, strategy=ZERO_SHOT, alpha=None, seed=0, **options)]
@@ -162,7 +181,7 @@ def _settings(
     return resolved
 
 
-def _check_comparison(folder: Path, identity: Mapping[str, Any]) -> bool:
+def check_comparison(folder: Path, identity: Mapping[str, Any]) -> bool:
     """Whether the folder holds a comparison that was begun; one that is not this one is refused."""
     note = folder / "state" / COMPARISON
     if note.exists():
@@ -180,7 +199,7 @@ def _check_comparison(folder: Path, identity: Mapping[str, Any]) -> bool:
     return False
 
 
-def _rehearse(models: PristineModel, tuned: Sequence[Settings], plan: Any) -> None:
+def rehearse(models: PristineModel, tuned: Sequence[Settings], plan: Any) -> None:
     """Prepare the model once in every way that the runs will, so that what cannot work fails before hours of tuning."""
     done = set()
     for settings in tuned:
