@@ -22,6 +22,7 @@ from sff_fast.cli.commands.finetune import finetune
 from sff_fast.cli.commands.forecast import forecast
 from sff_fast.cli.commands.plan import plan
 from sff_fast.cli.commands.smooth import smooth
+from sff_fast.cli.commands.sweep import sweep
 from sff_fast.errors import SffFastError
 from sff_fast.version import __version__
 
@@ -61,7 +62,7 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (demo, doctor, plan, smooth, finetune, compare, evaluate, forecast, bench):
+for _command in (demo, doctor, plan, smooth, finetune, compare, sweep, evaluate, forecast, bench):
     cli.add_command(_command)
 
 
