@@ -162,7 +162,7 @@ def _test_data() -> Path:
 
 SETTINGS: tuple[Setting, ...] = (
     *(
-        Setting(f"weather-timer-{f:g}", f"small Timer, New York weather, {f:.0%} of the train windows", f, 300, 32, _timer, _weather)
+        Setting(f"weather-timer-{f:g}", f"small Timer, weather, {f:.0%} of the train windows", f, 300, 32, _timer, _weather)
         for f in (0.05, 1.0)
     ),
     *(

@@ -24,7 +24,7 @@ from .runtime import capture_rng, environment, restore_rng, return_freed_memory,
 from .schedules import SCHEDULES
 from .state import Saved, StateStore, join_tensors, split_tensors
 from .stepping import NotFiniteLossError, Stepper
-from .strategies import STRATEGIES, Phase, trainable
+from .strategies import STRATEGIES, Method, Phase, trainable
 from .weights import BestWeights, load_weights, weights_of
 
 LOG_EVERY = 10
@@ -77,6 +77,7 @@ class Trainer:
         adapter: The adapter; its model is prepared (smoothed, filled, or as it was) and on the run's device.
         data: The windows.
         settings: The settings.
+        method: What the strategy does beside the loop, attached; None for nothing.
         log: The log.
         store: Where states are saved, or None.
         frozen: JSON values that go into every state beside the position, such as what a resumed run must agree on.
@@ -92,6 +93,7 @@ class Trainer:
         data: ForecastData,
         settings: Settings,
         *,
+        method: Method | None = None,
         log: RunLog,
         store: StateStore | None,
         frozen: dict[str, Any],
@@ -103,6 +105,7 @@ class Trainer:
         self.adapter = adapter
         self.data = data
         self.settings = settings
+        self.method = Method(adapter, settings) if method is None else method
         self.log = log
         self.store = store
         self.frozen = frozen
@@ -125,9 +128,10 @@ class Trainer:
         Args:
             metrics: Their validation metrics where they are known already; None validates them.
         """
-        metrics = self._validate() if metrics is None else metrics
-        seed_all(self.settings.seed, self.settings.device)
-        self.best.store(self.adapter.model)
+        with self.method.evaluating():
+            metrics = self._validate() if metrics is None else metrics
+            seed_all(self.settings.seed, self.settings.device)
+            self.best.store(self.adapter.model)
         self.at.best_metrics = metrics
         if self.settings.keep_initial:
             self.at.best_mse = metrics["mse"]
@@ -139,6 +143,8 @@ class Trainer:
         self.at = Position(**saved.content["position"])
         self.frozen = {name: saved.content[name] for name in self.frozen}
         load_weights(self.adapter.model, saved.tensors("weights"))
+        if saved.content.get("method") is not None:
+            self.method.load_state(join_tensors(saved.content["method"], dict(saved.tensors("method"))))
         self.best.restore(saved.directory / "best.safetensors")
         restore_rng(dict(saved.tensors("rng")), saved.content["rng"], self.settings.device)
         self._saved_optimizer = saved
@@ -167,6 +173,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """Load the best weights, and write the model where no epoch has done so."""
+        self.method.detach()
         self.best.load(self.adapter.model)
         if self.model_directory is not None and (self.at.best_epoch == 0 or not self.model_directory.exists()):
             self.adapter.save(self.model_directory, overwrite=True)
@@ -190,7 +197,7 @@ class Trainer:
             parameters = stack.enter_context(trainable(self.adapter, phase))
             stack.enter_context(recomputing(self.adapter, settings.activation_checkpointing))
             return_freed_memory()  # of evaluations, in pieces that gradients and states do not fit into
-            stepper = Stepper(self.adapter, self.data, settings, parameters)
+            stepper = Stepper(self.adapter, self.data, settings, parameters, self.method)
             stack.callback(stepper.close)
             self._optimizer = stepper.optimizer
             if self._saved_optimizer is not None:
@@ -204,7 +211,8 @@ class Trainer:
             ):
                 self._train_epoch(phase, stepper)
                 if not at.diverged:
-                    self._close_epoch(phase)
+                    with self.method.evaluating():
+                        self._close_epoch(phase)
                 self._save()
             self._optimizer = None
 
@@ -224,7 +232,7 @@ class Trainer:
             indices = order[at.position : at.position + settings.batch_size]
             lr = settings.lr * factor(at.phase_epoch, at.step - at.phase_start, steps)
             try:
-                value = stepper.step(indices, lr)
+                value = stepper.step(indices, lr, at.step + 1)
             except NotFiniteLossError as error:
                 self._diverge(f"{error} at step {at.step + 1}, in epoch {at.epoch + 1}")
                 return
@@ -319,11 +327,16 @@ class Trainer:
         if self._optimizer is not None:
             tensors["optimizer"] = {}
             optimizer = split_tensors(self._optimizer.state_dict(), tensors["optimizer"])
+        method, tensors_of_method = self.method.state() or None, {}
+        if method is not None:
+            method = split_tensors(method, tensors_of_method)
+            tensors["method"] = tensors_of_method
         content = {
             **self.frozen,
             "position": finite(dataclasses.asdict(self.at)),
             "scheduler": {"schedule": self.settings.schedule, "lr": self.settings.lr},
             "optimizer": optimizer,
+            "method": method,
             "rng": rng,
             "environment": environment(),
             "log_bytes": self.log.sync(),

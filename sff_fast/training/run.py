@@ -55,6 +55,11 @@ def finetune(
     micro_batch: int | None = None,
     max_memory: int | str | None = None,
     lp_epochs: int | None = None,
+    penalty: float | None = None,
+    mixout_p: float | None = None,
+    ema_decay: float | None = None,
+    lora_rank: int | None = None,
+    sam_rho: float | None = None,
     keep_initial: bool = False,
     again: bool = False,
     deterministic: bool = False,
@@ -85,9 +90,11 @@ def finetune(
         adapter: The model with its pre-trained weights.
         data: The windows.
         strategy: ``"zero-shot"``, ``"tfs"`` (train from scratch), ``"ff"`` (full fine-tuning), ``"sff"`` (smoothed full
-            fine-tuning, default), ``"lp"`` (linear probing: the head alone) or ``"lp-ff"``.
-        alpha: Share of the pre-trained weights for ``sff``, from 0 to 1, or a mapping of name patterns to shares.
-            Default: the family's, 0.7.
+            fine-tuning, default), ``"lp"`` (linear probing: the head alone), ``"lp-ff"``, or one of those that smoothing is
+            compared with: ``"noise"``, ``"shrink"``, ``"perturb"``, ``"l2-sp"``, ``"l2-init"``, ``"mixout"``, ``"ema"``,
+            ``"lora"``, ``"sam"`` (docs/strategies.md).
+        alpha: Share of the pre-trained weights for ``sff``, ``noise``, ``shrink`` and ``perturb``, from 0 to 1, or a mapping
+            of name patterns to shares. Default: the family's, 0.7.
         seed: Decides the random weights, the order of windows and dropout; 0 to 2**64 - 1.
         out: Folder for metrics, log, model and state. Default None: nothing is written and nothing can be resumed.
         rng: Where ``sff`` and ``tfs`` take their random weights from: ``"philox"`` (the random stream, default), or
@@ -118,6 +125,11 @@ def finetune(
             what it chose. Default None: no limit.
         lp_epochs: For ``lp-ff``: how many of the epochs train the head alone. Default: half. Optimizer, schedule and
             patience then start anew from the best of them, which stays a candidate for the best epoch.
+        penalty: Strength of the penalty of ``l2-sp`` (default 0.1) and ``l2-init`` (default 0.01).
+        mixout_p: Probability with which ``mixout`` replaces a weight by the pre-trained one. Default 0.9.
+        ema_decay: Decay of the average of ``ema``; 1 averages all steps alike (SWA). Default 0.999.
+        lora_rank: Rank of the updates of ``lora``. Default 8.
+        sam_rho: How far uphill ``sam`` takes its gradient. Default 0.05.
         keep_initial: Whether the weights before training are a candidate for the best ones. Default False.
         again: Whether ``sff`` may smooth a model that has been smoothed before. Default False: an error.
         deterministic: Use deterministic algorithms only, and one thread. Default False.
@@ -162,6 +174,11 @@ def finetune(
         grad_clip=grad_clip,
         max_memory=max_memory,
         lp_epochs=lp_epochs,
+        penalty=penalty,
+        mixout_p=mixout_p,
+        ema_decay=ema_decay,
+        lora_rank=lora_rank,
+        sam_rho=sam_rho,
         keep_initial=keep_initial,
         again=again,
         deterministic=deterministic,
@@ -275,10 +292,14 @@ def run_one(
                 log.write("prepare", **prepared)
         model_directory = folder / "model" if folder is not None and keep_model else None
         if phases:
+            method = STRATEGIES[settings.strategy].method(adapter, settings, plan, None if folder is None else folder / "state")
+            stack.callback(method.detach)
+            method.attach(resumed=saved is not None)
             trainer = Trainer(
                 adapter,
                 data,
                 settings,
+                method=method,
                 log=log,
                 store=store,
                 frozen={"identity": identity_of(description), "zero_shot": zero_shot, "prepared": prepared},

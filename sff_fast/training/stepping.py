@@ -12,6 +12,7 @@ from ..data import ForecastData
 from ..errors import SffFastError
 from ..optim import FusedAdamW, make_optimizer
 from .config import Settings
+from .strategies import Method
 
 
 class NotFiniteLossError(SffFastError):
@@ -58,20 +59,30 @@ class Stepper:
         data: The windows.
         settings: The settings.
         parameters: Name in the model to parameter to train.
+        method: What the strategy does beside the loop; None for nothing.
     """
 
-    def __init__(self, adapter: Any, data: ForecastData, settings: Settings, parameters: dict[str, torch.nn.Parameter]) -> None:
+    def __init__(
+        self,
+        adapter: Any,
+        data: ForecastData,
+        settings: Settings,
+        parameters: dict[str, torch.nn.Parameter],
+        method: Method | None = None,
+    ) -> None:
         self.optimizer = optimizer_for(settings, parameters)
         self._adapter, self._data, self._settings = adapter, data, settings
+        self._method = Method(adapter, settings) if method is None else method
         self._parameters = list(parameters.values())
         self._ours = isinstance(self.optimizer, FusedAdamW)
 
-    def step(self, indices: torch.Tensor, lr: float) -> float:
+    def step(self, indices: torch.Tensor, lr: float, number: int = 1) -> float:
         """One step.
 
         Args:
             indices: The windows of the batch.
             lr: Learning rate.
+            number: Number of the step in the run, from 1 on; it decides what a method draws.
 
         Returns:
             The batch's mean training loss.
@@ -82,9 +93,8 @@ class Stepper:
         optimizer, settings = self.optimizer, self._settings
         for group in optimizer.param_groups:
             group["lr"] = lr
-        parts = indices.split(settings.micro_batch)
         try:
-            value = self._whole(indices) if len(parts) == 1 else self._accumulated(parts, len(indices))
+            value = self._method.passes(lambda: self._passes(indices), number)
         except NotFiniteLossError:
             optimizer.zero_grad(set_to_none=True)
             raise
@@ -92,12 +102,17 @@ class Stepper:
             torch.nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self._method.stepped()
         return value
 
     def close(self) -> None:
         """Take off the parameters what the optimizer has put on them."""
         if self._ours:
             self.optimizer.stop_releasing()
+
+    def _passes(self, indices: torch.Tensor) -> float:
+        parts = indices.split(self._settings.micro_batch)
+        return self._whole(indices) if len(parts) == 1 else self._accumulated(parts, len(indices))
 
     def _loss(self, indices: torch.Tensor) -> tuple[torch.Tensor, float]:
         loss = self._adapter.loss(self._data.train.batch(indices).to(self._settings.device))
