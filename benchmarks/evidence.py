@@ -48,6 +48,10 @@ TRIALS = 6
 SEEDS = (1, 2, 3, 4, 5)
 SEARCH_SEED = 0
 LRS = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+OWN_LR, OTHER_LRS = 3e-4, (1e-4, 1e-3)
+"""The learning rate that a strategy's own option is tried with, and those that follow with the best value of it."""
+PROTOCOL = 2
+"""Points of another protocol are kept, but not used: in the first one options were tried with a learning rate of 1e-3."""
 EVAL_STRIDE = 4
 """Every so many windows of the validation part count in the larger setting: neighbours share all but one of their values."""
 
@@ -65,7 +69,7 @@ class Space:
 
     option: str | None = None
     values: tuple[float, ...] = ()
-    lr: float = 1e-3
+    lr: float = OWN_LR
     lrs: tuple[float, ...] = LRS
 
     def trial(self, number: int, before: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -78,7 +82,7 @@ class Space:
 
 def with_option(option: str, *values: float) -> Space:
     """Four values of an option, then two more learning rates."""
-    return Space(option, values, lr=1e-3, lrs=(3e-4, 3e-3))
+    return Space(option, values, lr=OWN_LR, lrs=OTHER_LRS)
 
 
 CORE: dict[str, Space] = {
@@ -88,7 +92,17 @@ CORE: dict[str, Space] = {
     "lp-ff": Space(),
     "sff": with_option("alpha", 0.3, 0.5, 0.7, 0.9),
 }
-ABLATIONS: dict[str, Space] = {}
+ABLATIONS: dict[str, Space] = {
+    "noise": with_option("alpha", 0.3, 0.5, 0.7, 0.9),
+    "shrink": with_option("alpha", 0.3, 0.5, 0.7, 0.9),
+    "perturb": with_option("alpha", 0.3, 0.5, 0.7, 0.9),
+    "l2-sp": with_option("penalty", 1e-3, 1e-2, 1e-1, 1.0),
+    "l2-init": with_option("penalty", 1e-4, 1e-3, 1e-2, 1e-1),
+    "mixout": with_option("mixout_p", 0.3, 0.5, 0.7, 0.9),
+    "ema": with_option("ema_decay", 0.9, 0.99, 0.999, 1.0),
+    "lora": with_option("lora_rank", 2, 4, 8, 16),
+    "sam": with_option("sam_rho", 0.01, 0.02, 0.05, 0.1),
+}
 TIERS = {"core": CORE, "ablations": ABLATIONS}
 
 
@@ -104,6 +118,7 @@ class Setting:
         batch_size: Windows in a step.
         make_adapter: Loads the pre-trained model.
         make_data: ``fraction -> data``, the validation part thinned out where it is large.
+        turn: Whose turn it is: settings with a low number are measured first.
     """
 
     name: str
@@ -113,6 +128,7 @@ class Setting:
     batch_size: int
     make_adapter: Callable[[], Any]
     make_data: Callable[[float], ForecastData]
+    turn: int
 
     @functools.cached_property
     def data(self) -> ForecastData:
@@ -128,7 +144,7 @@ class Setting:
 
     def describe(self) -> dict[str, Any]:
         """What a point is measured under; points of other budgets are other points."""
-        return {"setting": self.name, "steps": self.steps, "batch_size": self.batch_size, "trials": TRIALS}
+        return {"protocol": PROTOCOL, "setting": self.name, "steps": self.steps, "batch_size": self.batch_size, "trials": TRIALS}
 
 
 def _granite() -> Any:
@@ -162,12 +178,12 @@ def _test_data() -> Path:
 
 SETTINGS: tuple[Setting, ...] = (
     *(
-        Setting(f"weather-timer-{f:g}", f"small Timer, weather, {f:.0%} of the train windows", f, 300, 32, _timer, _weather)
+        Setting(f"weather-timer-{f:g}", f"small Timer, weather, {f:.0%} of the train windows", f, 300, 32, _timer, _weather, 0)
         for f in (0.05, 1.0)
     ),
     *(
-        Setting(f"etth1-ttm-{f:g}", f"granite TTM, ETTh1, {f:.0%} of the train windows", f, 128, 16, _granite, _etth1)
-        for f in (0.05, 0.25, 1.0)
+        Setting(f"etth1-ttm-{f:g}", f"granite TTM, ETTh1, {f:.0%} of the train windows", f, 128, 16, _granite, _etth1, turn)
+        for turn, f in enumerate((0.05, 0.25, 1.0), 1)
     ),
 )
 
@@ -192,7 +208,7 @@ def find(points: Sequence[Mapping[str, Any]], setting: Setting, strategy: str, s
 
 def following(points: Sequence[Mapping[str, Any]], settings: Sequence[Setting], tiers: Sequence[str]) -> tuple | None:
     """Setting, strategy, stage, number and options of the point to measure next; None when all are there."""
-    for tier, setting in itertools.product(tiers, settings):
+    for tier, setting in sorted(itertools.product(tiers, settings), key=_turn):
         if not find(points, setting, "zero-shot", "final"):
             return setting, "zero-shot", "final", 0, {}
         for stage, numbers in (("search", range(TRIALS)), ("final", SEEDS)):
@@ -203,6 +219,12 @@ def following(points: Sequence[Mapping[str, Any]], settings: Sequence[Setting], 
                 options = space.trial(number, searched) if stage == "search" else best(searched)["options"]
                 return setting, strategy, stage, number, options
     return None
+
+
+def _turn(pair: tuple[str, Setting]) -> float:
+    """When a group of strategies is measured in a setting: the plain ones before the others, what is cheap before what is not."""
+    tier, setting = pair
+    return setting.turn + 1.5 * list(TIERS).index(tier)
 
 
 def measure(setting: Setting, strategy: str, stage: str, number: int, options: Mapping[str, float], zero_shot: dict) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -31,8 +32,8 @@ def check_lora(adapter: Any) -> None:
 def linear_layers(model: nn.Module) -> list[str]:
     """Names of the linear layers that can be adapted.
 
-    Those inside of ``nn.MultiheadAttention`` are not: it reads their weights without calling them. Nor are those that share
-    their weight with another module, which an update of one of them would tear apart.
+    Those inside of ``nn.MultiheadAttention`` are not: it reads their weights without calling them. Nor are those that stand in
+    several places, or share their weight with another module: an update of one of them would tear them apart.
     """
     inside = {
         f"{name}.{child}"
@@ -40,10 +41,9 @@ def linear_layers(model: nn.Module) -> list[str]:
         if isinstance(module, nn.MultiheadAttention)
         for child, _ in module.named_modules()
     }
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    owners = collections.Counter(
+        id(parameter) for _, module in model.named_modules(remove_duplicate=False) for parameter in module._parameters.values()
+    )
     found = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear and name not in inside]
     return [name for name, module in found if owners[id(module.weight)] == 1]
 
@@ -61,6 +61,8 @@ class LowRank(Method):
     Source: Hu et al., "LoRA: low-rank adaptation of large language models", ICLR 2022, equation 3; peft.
     """
 
+    _attached = False
+
     def attach(self, resumed: bool) -> None:
         """Put peft's layers into the model; nothing but their matrices is trained."""
         check_lora(self.adapter)
@@ -68,12 +70,18 @@ class LowRank(Method):
 
         model, rank = self.adapter.model, self.settings.lora_rank
         self._required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        names, training = linear_layers(model), model.training
-        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
+        for parameter, _ in self._required:
+            parameter.requires_grad_(False)
+        names = linear_layers(model)
+        # peft is shown the layers alone: what it asks of a whole model, such as its embeddings, not every family can tell.
+        alone = nn.ModuleList(model.get_submodule(name) for name in names)
+        config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=[str(i) for i in range(len(names))])
         with seeded(self.settings.seed, self.settings.device):
-            peft.inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
-        model.train(training)
-        self._layers = {name: module for name, module in model.named_modules() if name in set(names)}
+            peft.inject_adapter_in_model(config, alone, adapter_name=_ADAPTER)
+        self._layers = dict(zip(names, alone, strict=True))
+        for layer in self._layers.values():
+            layer.train(layer.base_layer.training)
+        self._place(self._layers)
         self._attached = True
 
     @contextlib.contextmanager
@@ -96,12 +104,11 @@ class LowRank(Method):
 
     def detach(self) -> None:
         """Take peft's layers out for good; the weights are the pre-trained ones then."""
-        if not getattr(self, "_attached", False):
+        if not self._attached:
             return
         self._place({name: layer.base_layer for name, layer in self._layers.items()})
         for parameter, required in self._required:
             parameter.requires_grad_(required)
-        self.adapter.model.__dict__.pop("peft_config", None)
         self._attached = False
 
     def _place(self, modules: dict[str, nn.Module]) -> None:
