@@ -8,6 +8,7 @@ import inspect
 import json
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,10 +23,14 @@ from sff_fast.draw import draw
 from sff_fast.errors import ArgumentError, CheckpointError, MissingPackageError
 from sff_fast.smooth import smoothing_of
 from sff_fast.stream import MASK, NOISE, rounding_key, stream_id
+from sff_fast.tracing import trace
 from sff_fast.training import STRATEGIES, evaluate, finetune
 from sff_fast.training.config import resolve_settings
+from sff_fast.training.live import LiveBytes
 from sff_fast.training.strategies import check_processes
+from sff_fast.training.strategies.lora import linear_layers
 from sff_fast.training.strategies.mixout import draw_mask, mix
+from sff_fast.training.strategies.noise import noise_
 
 quick = training_fakes.quick
 pytestmark = pytest.mark.usefixtures("quick")
@@ -305,6 +310,15 @@ def test_lora_trains_the_low_rank_matrices_alone_and_merges_their_product(data, 
     assert all(p.requires_grad for p in run.adapter.model.parameters())
 
 
+def test_layers_that_stand_in_several_places_or_share_a_weight_are_not_adapted():
+    shared = nn.Linear(3, 3)
+    model = nn.ModuleDict({"first": shared, "again": shared, "tied": nn.Linear(3, 3), "own": nn.Linear(3, 3)})
+    model["other"] = nn.Linear(3, 3)
+    model["other"].weight = model["tied"].weight
+    model["attention"] = nn.MultiheadAttention(4, 2)
+    assert linear_layers(model) == ["own"]
+
+
 # ---------------------------------------------------------------------- in the loop
 OPTIONS = {"epochs": 3, "batch_size": 25, "seed": 3, "patience": None}
 
@@ -411,6 +425,76 @@ def test_a_diverging_strategy_leaves_the_weights_as_they_were(data, strategy):
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+# ---------------------------------------------------------------------- memory
+LAYERS, WIDTH = 16, 64
+LAYER = WIDTH * WIDTH * 4
+"""Bytes of one weight; that of the whole net is 16 of them."""
+
+
+def deep_net():
+    return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
+
+
+def extra_bytes(strategy, act):
+    """The most bytes of tensors at once that a strategy adds in ``act``, after its first step."""
+    model = deep_net()
+    adapter = SimpleNamespace(model=model, plan=lambda: trace(deep_net))
+    settings = SimpleNamespace(seed=SEED, penalty=0.1, mixout_p=0.5, sam_rho=0.05, ema_decay=0.9)
+    method = STRATEGIES[strategy].method(adapter, settings)
+    method.attach(resumed=False)
+    method.stepped()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    known = [*model.parameters(), *(p.grad for p in model.parameters())]
+    known += [*getattr(method, "_average", {}).values()]
+    with LiveBytes(known) as live:
+        act(method)
+    return live.peak
+
+
+@pytest.mark.parametrize(
+    ("strategy", "most"),
+    [
+        pytest.param("l2-init", 0, id="l2-init draws onto the gradients"),
+        pytest.param("l2-sp", 2 * LAYER, id="l2-sp needs one distance at a time beside its set"),
+        pytest.param("mixout", (LAYERS + 4) * LAYER, id="mixout parks one set"),
+    ],
+)
+def test_the_passes_of_a_strategy_take_the_memory_that_is_stated(strategy, most):
+    assert extra_bytes(strategy, lambda method: method.passes(lambda: 0.0, 1)) <= most
+
+
+def test_sam_parks_one_set_and_climbs_a_tensor_at_a_time():
+    def passes(method):
+        gradients = {p: p.grad for p in method.adapter.model.parameters()}
+
+        def compute():
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
+            return 0.0
+
+        method.passes(compute, 1)
+
+    assert extra_bytes("sam", passes) <= (LAYERS + 2) * LAYER
+
+
+def test_ema_takes_nothing_in_a_step_and_one_set_while_it_is_evaluated():
+    assert extra_bytes("ema", lambda method: method.stepped()) <= LAYER
+
+    def evaluate_average(method):
+        with method.evaluating():
+            pass
+
+    assert LAYERS * LAYER <= extra_bytes("ema", evaluate_average) <= (LAYERS + 1) * LAYER
+
+
+def test_noise_takes_one_scratch_tensor():
+    model, plan = deep_net(), trace(deep_net)
+    with LiveBytes(list(model.parameters())) as live:
+        noise_(model, plan, 0.7, SEED)
+    assert LAYER <= live.peak <= 2 * LAYER
+
+
 # ---------------------------------------------------------------------- what is refused
 @pytest.mark.parametrize(
     ("strategy", "options", "message"),
@@ -423,7 +507,7 @@ def test_a_diverging_strategy_leaves_the_weights_as_they_were(data, strategy):
         ("sam", {"precision": "bf16"}, "precision must be fp32 for sam, got 'bf16'"),
         ("sam", {"release_gradients": True}, "release_gradients must be False for sam"),
         ("l2-init", {"release_gradients": True}, "release_gradients must be False for l2-init"),
-        ("ema", {"max_memory": "6G"}, "max_memory must be None for ema"),
+        ("ema", {"max_memory": "6G"}, "the memory of strategy 'ema' is not predicted"),
     ],
 )
 def test_what_a_strategy_cannot_do_is_said_in_one_line(data, strategy, options, message):

@@ -170,7 +170,8 @@ def _settings(
         if values is not None and any(values.index(value) != index for index, value in enumerate(values)):
             raise ArgumentError(f"{name} must not hold anything twice, got {values}")
     if alphas is not None and not any(name in STRATEGIES and STRATEGIES[name].uses_alpha for name in strategies):
-        raise ArgumentError(f"alphas mean something to sff only, and strategies are {', '.join(map(str, strategies))}")
+        users = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.uses_alpha)
+        raise ArgumentError(f"alphas mean something to {users} only, and strategies are {', '.join(map(str, strategies))}")
     resolved = [resolve_settings(adapter, strategy=ZERO_SHOT, alpha=None, seed=0, **options)]
     for seed in seeds:
         for strategy in strategies:

@@ -116,7 +116,7 @@ def resolve_settings(
     Raises:
         ArgumentError: A setting lies outside of what is allowed; the message names it.
     """
-    from .strategies import STRATEGIES
+    from .strategies import STRATEGIES, check_predicted
     from .strategies.options import resolve_own
 
     if strategy not in STRATEGIES:
@@ -144,10 +144,8 @@ def resolve_settings(
         raise ArgumentError(f"precision must be {' or '.join(chosen.precisions)} for {strategy}, got {precision!r}")
     if chosen.whole_gradients and release_gradients:
         raise ArgumentError(f"release_gradients must be False for {strategy}, which needs all gradients at once, got True")
-    if chosen.extra_memory and max_memory is not None:
-        raise ArgumentError(
-            f"max_memory must be None for {strategy}, whose memory is not predicted ({chosen.extra_memory}), got {max_memory!r}"
-        )
+    if max_memory is not None:
+        check_predicted(strategy)
     if chosen.check is not None:
         chosen.check(adapter)
     if activation_checkpointing:

@@ -20,7 +20,17 @@ from .penalties import L2Init, L2Start
 from .preparing import fill, is_prepared, perturb, shrink, smooth
 from .sam import SharpnessAware
 
-__all__ = ["STRATEGIES", "Method", "Phase", "Strategy", "check_processes", "check_trainable", "is_prepared", "trainable"]
+__all__ = [
+    "STRATEGIES",
+    "Method",
+    "Phase",
+    "Strategy",
+    "check_predicted",
+    "check_processes",
+    "check_trainable",
+    "is_prepared",
+    "trainable",
+]
 
 _ONE_SET = "one set of weights"
 
@@ -107,6 +117,18 @@ def check_trainable(adapter: Any, settings: Settings) -> None:
     for phase in STRATEGIES[settings.strategy].phases(settings):
         with trainable(adapter, phase):
             pass
+
+
+def check_predicted(strategy: str) -> None:
+    """Refuse to say how much memory a strategy takes, where that is not known.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    extra = STRATEGIES[strategy].extra_memory
+    if extra:
+        others = ", ".join(name for name, one in STRATEGIES.items() if not one.extra_memory)
+        raise ArgumentError(f"the memory of strategy {strategy!r} is not predicted ({extra}): expected one of {others}")
 
 
 def check_processes(strategy: str, processes: int) -> None:
