@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -353,7 +354,9 @@ def test_the_examples_run_in_two_processes_and_learn(command):
         [sys.executable, *command], capture_output=True, text=True, check=False, env=environment, cwd=examples, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    answer = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    # One process prints it, in one piece; what a launcher says may stand before it on the line.
+    (found,) = re.findall(r'\{"[^{}]*\}', done.stdout)
+    answer = json.loads(found)
     if "before" in answer:
         assert answer["after"] < answer["before"]
         assert answer["windows"] == EXAMPLE_WINDOWS

@@ -167,5 +167,5 @@ def _others_may_die(group: Group) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200]
         raise BackendError(
             f"rank {group.rank} of {group.size} lost another process of the job ({reason}): what was saved last is whole; start "
-            f"the job again with resume=True, on any number of processes"
+            f"the job again with resume=True (--resume), on any number of processes"
         ) from error
