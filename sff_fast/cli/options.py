@@ -22,6 +22,7 @@ OPTIMIZERS = ("adam", "adamw", "fused-adam", "fused-adamw")
 OPTIMIZER_STATES = ("float32", "bfloat16", "int8")
 RNGS = ("philox", "torch")
 FILLS = ("interpolate", "ffill")
+PARALLEL = ("ddp", "fsdp")
 
 COUNT = Integer(1)
 
@@ -175,6 +176,12 @@ machine_options = _group(
     device_option,
 )
 
+parallel_option = click.option(
+    "--parallel",
+    type=click.Choice(PARALLEL),
+    show_default="ddp under torchrun",
+    help="Several processes, started by torchrun: each with the whole model, or with a shard (FSDP2).",
+)
 quiet_option = click.option("--quiet", is_flag=True, help="No progress; results and errors only.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 seed_option = click.option(
