@@ -10,12 +10,16 @@ import torch
 from ..data import ForecastData
 from ..errors import ArgumentError
 from ..metrics import ForecastMetrics, NotFiniteError
+from ..resident import Ceiling
 from .config import resolve_device
 from .interrupts import StopRequest
 from .progress import Progress, Silent
 from .runtime import seeded
 
 PARTS = ("train", "val", "test")
+
+_SLACK = 16 << 20
+"""Bytes by which what batches of forecasts free may pile up in the CPU's memory."""
 
 
 def evaluate(
@@ -79,6 +83,7 @@ def evaluate_windows(
     """
     windows = getattr(data, part)
     metrics = ForecastMetrics(data.prediction_length, len(data.columns))
+    ceiling = Ceiling(_SLACK)
     with seeded(0, device):
         for indices in torch.arange(len(windows)).split(batch_size):
             batch = windows.batch(indices)
@@ -86,6 +91,8 @@ def evaluate_windows(
             prediction = adapter.forecast(batch.context.to(device), data.prediction_length, seed=int(indices[0])).mean
             metrics.update(prediction, batch.target, batch.channel, batch.index)
             progress.update(len(indices), stage=part)
+            if device == "cpu":
+                ceiling.check()
             stop.check()
     return metrics.to_json()
 
