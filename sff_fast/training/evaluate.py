@@ -12,12 +12,16 @@ from ..distributed.group import Group
 from ..distributed.parallel import Parallel
 from ..errors import ArgumentError
 from ..metrics import ForecastMetrics, NotFiniteError
+from ..resident import Ceiling
 from .config import resolve_device
 from .interrupts import StopRequest
 from .progress import Progress, Silent
 from .runtime import seeded
 
 PARTS = ("train", "val", "test")
+
+_SLACK = 16 << 20
+"""Bytes by which what batches of forecasts free may pile up in the CPU's memory."""
 
 
 def evaluate(
@@ -102,11 +106,14 @@ def evaluate_windows(
         # A seed of its own for each batch: errors of sampled forecasts must not be the same in all of them.
         return adapter.forecast(context, data.prediction_length, seed=int(indices[0])).mean.cpu()
 
+    ceiling = Ceiling(_SLACK)
     with seeded(0, device):
         for indices, prediction in parallel.each(torch.arange(len(windows)).split(batch_size), forecast):
             batch = windows.batch(indices)
             metrics.update(prediction, batch.target, batch.channel, batch.index)
             progress.update(len(indices), stage=part)
+            if device == "cpu":
+                ceiling.check()
             stop.check()
     return metrics.to_json()
 

@@ -14,6 +14,7 @@ from ..data import ForecastData
 from ..distributed.parallel import Parallel, processes
 from ..errors import ArgumentError, CheckpointError
 from ..files import read_json, write_json
+from ..resident import keep_few_kernels, return_freed_memory
 from .config import PRECISIONS, Settings, resolve_settings
 from .evaluate import measure
 from .fit import settle
@@ -24,7 +25,7 @@ from .loop import Trainer
 from .output import COMPARISON, begin_output, check_output
 from .progress import Progress, Silent
 from .result import RunResult, build_metrics, zero_shot_entry
-from .runtime import determinism, environment, peak_memory, reset_peak_memory, return_freed_memory, seeded
+from .runtime import determinism, environment, peak_memory, reset_peak_memory, seeded
 from .state import Saved, StateStore
 from .strategies import STRATEGIES, check_processes, check_trainable, is_prepared
 from .verdict import verdict
@@ -298,6 +299,8 @@ def run_one(
             _warn_of_changes(saved)
             zero_shot = saved.content["zero_shot"]
         check_trainable(adapter, settings)
+        if settings.release_gradients:
+            keep_few_kernels()  # before the first evaluation: the optimizer's own call would come too late
         reset_peak_memory(settings.device)
         progress.start(_total_windows(data, settings, saved, zero_shot), label or settings.strategy)
         stack.callback(progress.close)
