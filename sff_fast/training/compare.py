@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import ForecastData
+from ..distributed.group import refuse_several
 from ..errors import ArgumentError, CheckpointError
 from ..files import atomic_directory, read_json, write_json
 from .config import Settings, resolve_settings
@@ -28,7 +29,7 @@ from .windows import WindowErrors
 
 FORMAT = 1
 OF_A_RUN = ("strategy", "alpha", "seed", "lp_epochs")
-_NOT_OPTIONS = {"adapter", "data", "strategy", "alpha", "seed", "out", "resume", "overwrite", "progress", "plan"}
+_NOT_OPTIONS = {"adapter", "data", "strategy", "alpha", "seed", "out", "resume", "overwrite", "progress", "plan", "parallel"}
 DEFAULTS = {
     name: parameter.default for name, parameter in inspect.signature(finetune).parameters.items() if name not in _NOT_OPTIONS
 }
@@ -79,6 +80,7 @@ def compare(
         CheckpointError: ``resume`` was given, and ``out`` holds something else.
     """
     options = check_arguments("compare", make_adapter, options)
+    refuse_several("a comparison")
     models = PristineModel(make_adapter)
     zero_shot, *tuned = _settings(models.pristine(), strategies, seeds, alphas, options)
     models.pristine().check_lengths(data.context_length, data.prediction_length)
@@ -169,7 +171,8 @@ def _settings(
         if values is not None:
             check_list(name, values)
     if alphas is not None and not any(name in STRATEGIES and STRATEGIES[name].uses_alpha for name in strategies):
-        raise ArgumentError(f"alphas mean something to sff only, and strategies are {', '.join(map(str, strategies))}")
+        users = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.uses_alpha)
+        raise ArgumentError(f"alphas mean something to {users} only, and strategies are {', '.join(map(str, strategies))}")
     resolved = [resolve_settings(adapter, strategy=ZERO_SHOT, alpha=None, seed=0, **options)]
     for seed in seeds:
         for strategy in strategies:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import ForecastData
+from ..distributed.group import refuse_several
 from ..errors import ArgumentError, CheckpointError
 from ..files import read_json, write_json
 from ..smooth import remember_smoothing
@@ -31,6 +32,7 @@ from .run import WEIGHTS, finished_run, measure_test, run_one, summary_of
 from .runtime import determinism, seeded
 from .state import iterate_safetensors
 from .statistics import mean_and_std, paired_interval
+from .strategies import STRATEGIES
 from .verdict import choose
 from .weights import load_weights
 from .windows import FOLDER, load_windows
@@ -119,6 +121,7 @@ def sweep(
     options = check_arguments("sweep", make_adapter, options)
     if out is None:
         raise ArgumentError("out must be a folder: a sweep keeps the best weights of its runs there until one alpha is chosen")
+    refuse_several("a sweep")
     models = PristineModel(make_adapter)
     models.pristine().check_lengths(data.context_length, data.prediction_length)
     points = make_points(models.pristine(), alphas, groups)
@@ -194,8 +197,9 @@ def _check_baselines(baselines: Sequence[str]) -> list[str]:
     names = [name for name in baselines if name != ZERO_SHOT]
     if any(names.index(name) != index for index, name in enumerate(names)):
         raise ArgumentError(f"baselines must not hold anything twice, got {names}")
-    if "sff" in names:
-        raise ArgumentError("baselines must be strategies without an alpha of their own, got 'sff': that is what is swept")
+    for name in names:
+        if name in STRATEGIES and STRATEGIES[name].uses_alpha:
+            raise ArgumentError(f"baselines must be strategies without an alpha of their own, got {name!r}")
     return names
 
 
