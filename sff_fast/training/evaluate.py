@@ -14,6 +14,7 @@ from .config import resolve_device
 from .interrupts import StopRequest
 from .progress import Progress, Silent
 from .runtime import seeded
+from .windows import WindowErrors
 
 PARTS = ("train", "val", "test")
 
@@ -26,6 +27,7 @@ def evaluate(
     batch_size: int = 256,
     device: str = "auto",
     progress: Progress | None = None,
+    windows: WindowErrors | None = None,
 ) -> dict[str, Any]:
     """Forecast every window of a part and measure the error; nothing is dropped.
 
@@ -36,6 +38,7 @@ def evaluate(
         batch_size: Windows at a time.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         progress: Told after every batch.
+        windows: Receives the place, ``mse`` and ``mae`` of every window. Default None.
 
     Returns:
         ``mse``, ``mae``, ``rmse`` and more, on standardised data, each window with the same weight; see
@@ -53,7 +56,9 @@ def evaluate(
     progress = Silent() if progress is None else progress
     progress.start(len(getattr(data, part)), f"evaluate {part}")
     try:
-        return evaluate_windows(adapter, data, part, batch_size=batch_size, device=device, stop=StopRequest(), progress=progress)
+        return evaluate_windows(
+            adapter, data, part, batch_size=batch_size, device=device, stop=StopRequest(), progress=progress, record=windows
+        )
     finally:
         progress.close()
 
@@ -67,11 +72,12 @@ def evaluate_windows(
     device: str,
     stop: StopRequest,
     progress: Progress,
+    record: WindowErrors | None = None,
 ) -> dict[str, Any]:
     """The errors over a part, for a model that is on the device already.
 
     The global random generators are as before afterwards, and families that draw samples draw the same ones every time,
-    so that when and how often a run validates changes nothing else.
+    so that when and how often a run validates changes nothing else. ``record`` receives the error of every window.
 
     Raises:
         Interrupted: A stop was asked for.
@@ -84,20 +90,24 @@ def evaluate_windows(
             batch = windows.batch(indices)
             # A seed of its own for each batch: errors of sampled forecasts must not be the same in all of them.
             prediction = adapter.forecast(batch.context.to(device), data.prediction_length, seed=int(indices[0])).mean
-            metrics.update(prediction, batch.target, batch.channel, batch.index)
+            errors = metrics.update(prediction, batch.target, batch.channel, batch.index)
+            if record is not None:
+                record.add(windows.positions(indices)[0], errors, batch.channel)
             progress.update(len(indices), stage=part)
             stop.check()
     return metrics.to_json()
 
 
-def measure(adapter: Any, data: ForecastData, part: str, **options: Any) -> dict[str, Any]:
+def measure(adapter: Any, data: ForecastData, part: str, record: WindowErrors | None = None, **options: Any) -> dict[str, Any]:
     """Like :func:`evaluate_windows`, but a model whose forecasts are not finite is a result, not an error.
 
     Returns:
-        The errors; for such a model ``mse`` and ``mae`` are None and ``not_finite`` says where it was seen.
+        The errors; for such a model ``mse`` and ``mae`` are None, ``not_finite`` says where it was seen, and ``record`` is empty.
     """
     try:
-        return evaluate_windows(adapter, data, part, **options)
+        return evaluate_windows(adapter, data, part, record=record, **options)
     except NotFiniteError as error:
+        if record is not None:
+            record.clear()
         warnings.warn(f"{part} part: {error}", stacklevel=2)
         return {"mse": None, "mae": None, "not_finite": str(error)}

@@ -18,6 +18,8 @@ WRITTEN = (
     "log.jsonl",
     "model",
     "runs",
+    "windows",
+    "sweep.png",
     "state",
 )
 """What a run or comparison writes into its folder, in the order in which ``overwrite`` removes it."""

@@ -28,6 +28,7 @@ from .state import Saved, StateStore
 from .strategies import STRATEGIES, check_trainable, is_prepared
 from .verdict import verdict
 from .weights import BestWeights
+from .windows import FOLDER, WindowErrors, load_windows
 
 
 def finetune(
@@ -250,6 +251,7 @@ def run_one(
         if saved is not None:
             _warn_of_changes(saved)
             zero_shot = saved.content["zero_shot"]
+        of_zero_shot = None if saved is None else load_windows(folder, "zero-shot")
         check_trainable(adapter, settings)
         reset_peak_memory(settings.device)
         progress.start(_total_windows(data, settings, saved, zero_shot), label or settings.strategy)
@@ -257,13 +259,15 @@ def run_one(
         adapter.model.to(settings.device, PRECISIONS[settings.precision])
         return_freed_memory()  # of weights that were cast
         if zero_shot is None:
-            zero_shot = _measure_zero_shot(evaluation, settings)
+            zero_shot, of_zero_shot = _measure_zero_shot(evaluation, settings, data)
         prepared = _prepare(adapter, settings, plan, saved)
         # Only now is anything written: what is wrong with the settings or the plan has shown itself.
         if folder is not None and saved is None:
             begin_output(folder, overwrite)
             if memory is not None:
                 write_json(folder / "memory.json", memory)
+            if of_zero_shot is not None:
+                of_zero_shot.save(folder / FOLDER / "zero-shot.safetensors")
         log = RunLog(None if folder is None else folder / "log.jsonl", 0 if saved is None else saved.content["log_bytes"])
         stack.callback(log.close)
         if saved is None:
@@ -292,17 +296,21 @@ def run_one(
             else:
                 trainer.begin(zero_shot["metrics"]["val"] if prepared is None else None)
             trainer.run()
-            result = _result(trainer, evaluation("test"), settings, zero_shot, model_directory)
+            test, windows = _measure_test(evaluation, data)
+            result = _result(trainer, test, settings, zero_shot, model_directory)
+            result.windows, result.zero_shot_windows = windows, of_zero_shot
         else:
             if model_directory is not None:
                 adapter.save(model_directory, overwrite=True)
-            result = RunResult.of_zero_shot(zero_shot, settings.seed, model_directory)
+            result = RunResult.of_zero_shot(zero_shot, settings.seed, model_directory, of_zero_shot)
         adapter.model.eval()
         entries = [result.to_json()] if phases else []
         result.verdict = verdict(zero_shot, entries)
         log.write("end", verdict=result.verdict, **summary_of(result))
         log.sync()
         if folder is not None:
+            if phases and result.windows is not None:
+                result.windows.save(folder / FOLDER / "test.safetensors")
             write_json(folder / "metrics.json", build_metrics(description, zero_shot, entries))
             store.clear(keep=1 if keep_state else 0)
         return result
@@ -331,10 +339,19 @@ def _warn_of_changes(saved: Saved) -> None:
         )
 
 
-def _measure_zero_shot(evaluation: Callable[[str], dict[str, Any]], settings: Settings) -> dict[str, Any]:
+def _measure_zero_shot(
+    evaluation: Callable[..., dict[str, Any]], settings: Settings, data: ForecastData
+) -> tuple[dict[str, Any], WindowErrors | None]:
     began = time.monotonic()
-    val, test = evaluation("val"), evaluation("test")
-    return zero_shot_entry(val, test, time.monotonic() - began, peak_memory(settings.device))
+    val, (test, windows) = evaluation("val"), _measure_test(evaluation, data)
+    return zero_shot_entry(val, test, time.monotonic() - began, peak_memory(settings.device)), windows
+
+
+def _measure_test(evaluation: Callable[..., dict[str, Any]], data: ForecastData) -> tuple[dict[str, Any], WindowErrors | None]:
+    """The test metrics and the error of every window, None for a model whose forecasts are not finite."""
+    windows = WindowErrors(data.context_length + data.prediction_length)
+    test = evaluation("test", windows)
+    return test, windows if len(windows) else None
 
 
 def _prepare(adapter: Any, settings: Settings, plan: Any, saved: Saved | None) -> dict[str, Any] | None:
@@ -386,13 +403,15 @@ def finished_run(folder: Path, identity: Mapping[str, Any]) -> RunResult:
     zero_shot, settings = metrics["zero_shot"], metrics["settings"]
     model = folder / "model" if (folder / "model").exists() else None
     if not metrics["runs"]:
-        return RunResult.of_zero_shot(zero_shot, settings["seed"], model)
+        return RunResult.of_zero_shot(zero_shot, settings["seed"], model, load_windows(folder, "zero-shot"))
     return RunResult(
         **metrics["runs"][0],
         history=read_history(folder / "log.jsonl"),
         zero_shot=zero_shot,
         verdict=metrics["verdict"],
         model_dir=model,
+        windows=load_windows(folder, "test"),
+        zero_shot_windows=load_windows(folder, "zero-shot"),
     )
 
 
