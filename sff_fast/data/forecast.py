@@ -43,6 +43,8 @@ class ForecastData:
         ArgumentError: A length, the split or the fraction is invalid.
     """
 
+    task = "forecast"
+
     def __init__(
         self,
         table: Table,
@@ -78,6 +80,9 @@ class ForecastData:
     def columns(self) -> list[str]:
         """Names of the channels that are used."""
         return self.table.columns
+
+    def begin_epoch(self, seed: int, epoch: int) -> None:
+        """Nothing about a forecasting window changes from epoch to epoch."""
 
     @property
     def series(self) -> torch.Tensor:

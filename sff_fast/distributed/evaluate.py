@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from .. import tasks
 from ..data import ForecastData
-from ..metrics import ForecastMetrics, NotFiniteError
+from ..metrics import NotFiniteError
 from .group import Group
 
 
@@ -33,14 +34,14 @@ def evaluate(
         part: ``"train"``, ``"val"`` or ``"test"``.
         group: The processes.
         batch_size: Windows at a time in one process.
-        call: Calls ``adapter.forecast`` (a wrapped model's ``run``); default: it is called directly.
+        call: Calls the model (a wrapped model's ``run``); default: it is called directly.
 
     Returns:
         As :func:`sff_fast.evaluate`, the same on every process; with a forecast that is not finite ``mse`` and ``mae`` are
         None and ``not_finite`` says where.
     """
     windows = getattr(data, part)
-    metrics = ForecastMetrics(data.prediction_length, len(data.columns))
+    evaluation = tasks.evaluation(data, part)
     batches = torch.arange(len(windows)).split(batch_size)
     problem = None
     for turn in range(0, len(batches), group.size):
@@ -48,23 +49,19 @@ def evaluate(
         mine = turn + group.rank
         indices = batches[mine] if mine < len(batches) else batches[turn]
         batch = windows.batch(indices)
-        context = batch.context.to(group.device)
-
-        def forecast(context: torch.Tensor = context, seed: int = int(indices[0])) -> torch.Tensor:
-            return adapter.forecast(context, data.prediction_length, seed=seed).mean
-
-        prediction = forecast() if call is None else call(forecast)
+        arguments = (adapter, batch.to(group.device), int(indices[0]))
+        output = evaluation.predict(*arguments) if call is None else call(evaluation.predict, *arguments)
         if mine >= len(batches):
             continue
         try:
-            metrics.update(prediction, batch.target, batch.channel, batch.index)
+            evaluation.update(output, batch)
         except NotFiniteError as error:
             problem = problem or str(error)
     problems = [text for text in group.gather(problem) if text]
     if problems:
         warnings.warn(f"{part} part: {problems[0]}", stacklevel=2)
         return {"mse": None, "mae": None, "not_finite": problems[0]}
-    total = ForecastMetrics(data.prediction_length, len(data.columns))
-    for sums in group.gather(metrics.sums()):
-        total.add_sums(*sums)
+    total = tasks.evaluation(data, part)
+    for sums in group.gather(evaluation.sums()):
+        total.add_sums(sums)
     return total.to_json()

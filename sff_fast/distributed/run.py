@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .. import tasks
 from ..data import ForecastData, epoch_order
 from ..errors import ArgumentError, CheckpointError
 from ..files import write_json
@@ -176,7 +177,7 @@ def finetune(
     _one_of("parallel", parallel, PARALLEL)
     if micro_batch is not None:
         _at_least("micro_batch", micro_batch, 1)
-    adapter.check_lengths(data.context_length, data.prediction_length)
+    tasks.check(adapter, data)
     with join(device) as group, stop_requests() as stop:
         folder = None if out is None else _open(out, resume, overwrite, adapter.source, group)
         job = _Job(adapter, data, recipe, group, folder, parallel, micro_batch, checkpoint_every)

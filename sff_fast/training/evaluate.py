@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from .. import tasks
 from ..data import ForecastData
 from ..errors import ArgumentError
-from ..metrics import ForecastMetrics, NotFiniteError
+from ..metrics import NotFiniteError
 from .config import resolve_device
 from .interrupts import StopRequest
 from .progress import Progress, Silent
@@ -29,7 +30,7 @@ def evaluate(
     progress: Progress | None = None,
     windows: WindowErrors | None = None,
 ) -> dict[str, Any]:
-    """Forecast every window of a part and measure the error; nothing is dropped.
+    """Give a model every window of a part and measure the error; nothing is dropped.
 
     Args:
         adapter: The model, with the weights that it has; it is moved to the device.
@@ -41,16 +42,16 @@ def evaluate(
         windows: Receives the place, ``mse`` and ``mae`` of every window. Default None.
 
     Returns:
-        ``mse``, ``mae``, ``rmse`` and more, on standardised data, each window with the same weight; see
-        :class:`sff_fast.metrics.ForecastMetrics`.
+        ``mse``, ``mae``, ``rmse`` and more, on standardised data, each window with the same weight; what more depends on
+        the task of the data, see :class:`sff_fast.metrics.ForecastMetrics` for forecasting.
 
     Raises:
-        ArgumentError: The part is unknown, or the lengths do not fit the model.
+        ArgumentError: The part is unknown, or the model cannot do the task, or not with these lengths.
         NotFiniteError: A forecast is NaN or infinite.
     """
     if part not in PARTS:
         raise ArgumentError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    adapter.check_lengths(data.context_length, data.prediction_length)
+    tasks.check(adapter, data)
     device = resolve_device(device)
     adapter.model.to(device)
     progress = Silent() if progress is None else progress
@@ -84,18 +85,17 @@ def evaluate_windows(
         NotFiniteError: A forecast is NaN or infinite.
     """
     windows = getattr(data, part)
-    metrics = ForecastMetrics(data.prediction_length, len(data.columns))
+    evaluation = tasks.evaluation(data, part)
     with seeded(0, device):
         for indices in torch.arange(len(windows)).split(batch_size):
             batch = windows.batch(indices)
             # A seed of its own for each batch: errors of sampled forecasts must not be the same in all of them.
-            prediction = adapter.forecast(batch.context.to(device), data.prediction_length, seed=int(indices[0])).mean
-            errors = metrics.update(prediction, batch.target, batch.channel, batch.index)
+            errors = evaluation.update(evaluation.predict(adapter, batch.to(device), seed=int(indices[0])), batch)
             if record is not None:
                 record.add(windows.positions(indices)[0], errors, batch.channel)
             progress.update(len(indices), stage=part)
             stop.check()
-    return metrics.to_json()
+    return evaluation.to_json()
 
 
 def measure(adapter: Any, data: ForecastData, part: str, record: WindowErrors | None = None, **options: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import tasks
 from ..data import ForecastData
 from ..errors import CheckpointError
 from ..files import read_json, write_json
@@ -170,7 +171,7 @@ def finetune(
         checkpoint_every=checkpoint_every,
         **given,
     )
-    adapter.check_lengths(data.context_length, data.prediction_length)
+    tasks.check(adapter, data)
     folder = None if out is None else check_output(out, resume, overwrite, adapter.source)
     settings, memory = settle(adapter, data, settings, given, folder, overwrite)
     with stop_requests() as stop:

@@ -33,7 +33,7 @@ def evaluate(
 ) -> None:
     """Measure a model's forecasts, over all windows of a part."""
     from sff_fast.cli.sources import open_data, open_model, use_threads
-    from sff_fast.cli.tables import print_errors
+    from sff_fast.cli.tables import FURTHER, print_errors
     from sff_fast.training import evaluate as library
 
     use_threads(threads)
@@ -44,7 +44,8 @@ def evaluate(
         click.echo(json.dumps({"family": family, "part": part, "data": data.describe(), "metrics": errors}, indent=2))
     else:
         windows = len(getattr(data, part))
+        named = {"mse": "MSE", "mae": "MAE", **FURTHER}
         print_errors(
             f"{family} on {windows} windows of the {part} part (errors on standardised data)",
-            {name.upper(): errors[name] for name in ("mse", "mae", "rmse")},
+            {title: errors[name] for name, title in named.items() if errors.get(name) is not None},
         )
