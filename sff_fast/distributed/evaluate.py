@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -49,8 +50,8 @@ def evaluate(
         mine = turn + group.rank
         indices = batches[mine] if mine < len(batches) else batches[turn]
         batch = windows.batch(indices)
-        arguments = (adapter, batch.to(group.device), int(indices[0]))
-        output = evaluation.predict(*arguments) if call is None else call(evaluation.predict, *arguments)
+        predict = functools.partial(evaluation.predict, adapter, batch.to(group.device), int(indices[0]))
+        output = predict() if call is None else call(predict)
         if mine >= len(batches):
             continue
         try:

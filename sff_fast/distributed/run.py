@@ -329,6 +329,7 @@ class _Job:
     # --- training -----------------------------------------------------------------------------------------------------
     def _epoch(self, parameters: list[torch.nn.Parameter], log: RunLog, stop: Any) -> None:
         recipe, at, windows = self.recipe, self.at, len(self.data.train)
+        self.data.begin_epoch(recipe.seed, at.epoch)
         order = epoch_order(windows, recipe.seed, at.epoch)
         steps = recipe.epochs * math.ceil(windows / recipe.batch_size)
         steps = steps if recipe.max_steps is None else min(steps, recipe.max_steps)

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from .anomaly import AnomalyEvaluation
 from .base import Evaluation
 from .forecasting import ForecastEvaluation
+from .imputation import ImputationEvaluation
 
-__all__ = ["Evaluation", "ForecastEvaluation", "check", "evaluation"]
+__all__ = ["AnomalyEvaluation", "Evaluation", "ForecastEvaluation", "ImputationEvaluation", "check", "evaluation"]
 
-_EVALUATIONS: dict[str, type[Evaluation]] = {"forecast": ForecastEvaluation}
+_EVALUATIONS: dict[str, type[Evaluation]] = {
+    "forecast": ForecastEvaluation,
+    "imputation": ImputationEvaluation,
+    "anomaly": AnomalyEvaluation,
+}
 
 
 def evaluation(data: Any, part: str) -> Evaluation:

@@ -15,6 +15,8 @@ WRITTEN = (
     "learning_curves.png",
     "forecasts.png",
     "comparison.png",
+    "imputation.png",
+    "anomaly.png",
     "log.jsonl",
     "model",
     "runs",
