@@ -190,6 +190,7 @@ class AnomalyData:
         parts = {"train": self.train, "val": self.val, "test": self.test}
         return {
             **self.table.describe(),
+            "task": self.task,
             "train_end": self.labels.train_end,
             "anomaly": [self.labels.begin, self.labels.end],
             "borders": {part: list(windows.border) for part, windows in parts.items()},

@@ -177,6 +177,7 @@ class ImputationData(ForecastData):
         """As :meth:`ForecastData.describe`, with what is hidden."""
         return {
             **super().describe(),
+            "task": self.task,
             "patch_length": self.patch_length,
             "mask_rates": list(self.mask_rates),
             "mask_seed": self.mask_seed,

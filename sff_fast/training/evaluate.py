@@ -92,7 +92,8 @@ def evaluate_windows(
             # A seed of its own for each batch: errors of sampled forecasts must not be the same in all of them.
             errors = evaluation.update(evaluation.predict(adapter, batch.to(device), seed=int(indices[0])), batch)
             if record is not None:
-                record.add(windows.positions(indices)[0], errors, batch.channel)
+                rows, channel = windows.positions(indices)
+                record.add(rows, errors, channel)
             progress.update(len(indices), stage=part)
             stop.check()
     return evaluation.to_json()
