@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sff_fast.report import rows, theme
-from sff_fast.report.panels import Panel, draw_legend
+from sff_fast.report.panels import Panel, draw_legend, log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,19 +95,20 @@ def _score_panel(data: AnomalyData, found: Mapping[str, Mapping[str, Any]]) -> P
                 color=palette[look.role],
                 linewidth=1.4,
                 linestyle=look.linestyle if strategy == "zero-shot" else "-",
-                label=f"{look.label} (rank {test['rank']} of {test['segments']})",
+                label=f"{look.label} {test['rank']}/{test['segments']}",
                 zorder=4 if strategy == "zero-shot" else 5,
             )
         if all(score > 0 for test in found.values() for score in test["segment_scores"]):
-            ax.set_yscale("log")
+            log_axis(ax)
         ax.set_xlim(begin, end)
         ax.set_xlabel("row")
+        ax.set_ylabel("mean squared error")
         ax.locator_params(axis="x", nbins=5)
         draw_legend(ax, palette)
 
     ranks = "; ".join(f"{theme.style(name).label} rank {test['rank']} of {test['segments']}" for name, test in found.items())
     return Panel(
-        "Mean squared error of each segment",
+        "Score of each segment, rank of the labelled",
         f"Step chart of the score of every segment of {step} rows. The labelled segment with the highest score: {ranks}.",
         draw,
     )

@@ -346,7 +346,7 @@ def _learning_panel(
             everything.append(reference)
             ax.axhline(reference, color=palette["zero-shot"], linewidth=1.2, linestyle=(0, (4, 2)), label="zero-shot", zorder=2)
         if min(everything) > 0 and max(everything) / min(everything) > _LOG_RATIO:
-            _log_axis(ax)
+            log_axis(ax)
         _epoch_axis(ax, sorted({epoch for _, points in lines for epoch, _ in points}))
         ax.set_xlabel("epoch")
         ax.set_ylabel(what)
@@ -369,7 +369,7 @@ def _span(lines: Sequence[Line], reference: float | None) -> float:
     return max(values) - min(values)
 
 
-def _log_axis(ax: Axes) -> None:
+def log_axis(ax: Axes) -> None:
     """A logarithmic axis with a few labels in plain numbers, also where the data spans less than a decade."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
