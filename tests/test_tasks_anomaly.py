@@ -31,10 +31,10 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def table(rows: int = 407, channels: int = 1) -> Table:
+def table(rows: int = 407, channels: int = 1, spike: tuple[int, int] = SPIKE) -> Table:
     t = np.arange(rows)
     values = np.stack([np.sin(t * 2 * np.pi / 16 + channel) for channel in range(channels)], axis=1)
-    values[SPIKE[0] : SPIKE[1]] += 0.5
+    values[spike[0] : spike[1]] += 0.5
     return Table(values, [f"c{number}" for number in range(channels)], source="spike.txt")
 
 
@@ -73,7 +73,7 @@ def test_the_name_of_a_file_tells_train_end_and_anomaly_in_rows_from_0() -> None
 
 @pytest.mark.parametrize("name", ["ETTh1.csv", "a_1_2.txt", "a_9_5_7.txt", "a_1_7_5.txt", "a_0_2_3.txt"])
 def test_other_file_names_are_refused(name: str) -> None:
-    with pytest.raises(DataError, match="expected <name>_<train end>_<anomaly begin>_<anomaly end>.txt"):
+    with pytest.raises(DataError, match=r"expected <name>_<train end>_<anomaly begin>_<anomaly end>.txt"):
         labels_of(Path(name))
 
 
@@ -84,7 +84,7 @@ def test_a_file_of_the_archive_is_read(tmp_path: Path) -> None:
     assert data.labels == Labels(TRAIN_END, *SPIKE)
     np.testing.assert_array_equal(data.table.values, table().values)
     path.write_text(path.read_text().replace("\n", "\n\n", 1))
-    with pytest.raises(DataError, match="line 2.*the value is missing"):
+    with pytest.raises(DataError, match=r"line 2.*the value is missing"):
         AnomalyData.from_ucr(path, LENGTH)
     assert len(AnomalyData.from_ucr(path, LENGTH, segment_length=SEGMENT, fill="interpolate").table) == 408
 
@@ -140,7 +140,7 @@ def test_lengths_and_shares_that_do_not_fit_are_refused(options: dict, error: ty
 
 def test_an_anomaly_outside_of_the_test_part_is_refused() -> None:
     for labels in ((199, 205), (300, 300), (300, 408)):
-        with pytest.raises(DataError, match="'spike.txt': the anomaly must lie after the normal part and within the 407 rows"):
+        with pytest.raises(DataError, match=r"'spike.txt': the anomaly must lie after the normal part and within the 407 rows"):
             AnomalyData(table(), TRAIN_END, labels, LENGTH, segment_length=SEGMENT)
 
 
@@ -148,24 +148,18 @@ def test_an_anomaly_outside_of_the_test_part_is_refused() -> None:
 
 
 def test_a_model_that_knows_the_period_finds_the_spike() -> None:
-    data = make_data(channels=2)
+    spike = (393, 401)  # one period before the end, so that it surprises the model once
+    data = AnomalyData(table(channels=2, spike=spike), TRAIN_END, spike, LENGTH, segment_length=SEGMENT)
     found = evaluate(Periodic(), data, batch_size=3)
-    # Rows 301 to 308 differ from the period before, and 317 to 324 from the spike.
     squared = np.zeros(207)
-    std = data.scaler.std
-    for begin in (101, 117):
-        squared[begin : begin + 8] = (0.25 / std**2).mean()
-    np.testing.assert_allclose(found["segment_scores"], [squared[i : i + 16].mean() for i in range(0, 207, 16)], atol=1e-10)
-    assert found["mse"] == pytest.approx(squared.mean(), rel=1e-5)  # float32 data
-    assert (found["rank"], found["segments"], found["labelled_segments"]) == (1, 13, [6])
-    assert found["quantile"] == 1 / 13
-    # 16 of 207 rows have a score above zero, half of them labelled.
-    assert found["f1_best"] == pytest.approx(2 / 3, rel=1e-6)
-    assert (
-        set(evaluate(Periodic(), data, "val"))
-        == set(evaluate(Periodic(), data, "train"))
-        == {*("mse", "mae", "rmse", "windows", "mse_per_channel", "mae_per_channel")}
-    )
+    squared[193:201] = (0.25 / data.scaler.std**2).mean()
+    expected = [squared[begin : begin + 16].mean() for begin in range(0, 207, 16)]
+    np.testing.assert_allclose(found["segment_scores"], expected, rtol=1e-5, atol=1e-10)  # float32 data
+    assert found["mse"] == pytest.approx(squared.mean(), rel=1e-5)
+    assert (found["rank"], found["segments"], found["labelled_segments"]) == (1, 13, [12])
+    assert (found["quantile"], found["auc_roc"], found["auc_pr"], found["f1_best"]) == (1 / 13, 1.0, 1.0, 1.0)
+    plain = {"mse", "mae", "rmse", "windows", "mse_per_channel", "mae_per_channel"}
+    assert set(evaluate(Periodic(), data, "val")) == set(evaluate(Periodic(), data, "train")) == plain
 
 
 def test_the_figures_of_detection_are_those_by_hand() -> None:

@@ -292,10 +292,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path) -> None:
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_windows_losses_so_that_micro_batches_add_up() -> None:
     adapter, data = tiny("timer"), loop_data()
-    indices = torch.arange(0, 40, 5)
-    alone = [float(adapter.loss(data.train.batch(one))) for one in indices.split(1)]
+    indices = torch.arange(0, 28, 5)
+    alone = [adapter.loss(data.train.batch(one)).item() for one in indices.split(1)]
     # Every window hides as many points; float32 sums.
-    assert float(adapter.loss(data.train.batch(indices))) == pytest.approx(sum(alone) / len(alone), rel=1e-5)
+    assert adapter.loss(data.train.batch(indices)).item() == pytest.approx(sum(alone) / len(alone), rel=1e-5)
 
 
 def test_a_resumed_run_must_hide_the_same_points(tmp_path) -> None:
