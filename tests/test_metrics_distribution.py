@@ -8,10 +8,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from training_fakes import CONTEXT, HORIZON, FakeAdapter
 
+from sff_fast.data import ForecastData, Table
 from sff_fast.errors import ArgumentError
 from sff_fast.metrics import ForecastMetrics, NotFiniteError, quantile
 from sff_fast.metrics.seasonal import naive_errors, season_of
+from sff_fast.training import evaluate
 
 MEAN, STD = [10.0, -3.0], [2.0, 0.5]
 LEVELS = (0.1, 0.5, 0.8)
@@ -222,3 +225,32 @@ def test_the_naive_error_is_that_of_the_season_before() -> None:
     np.testing.assert_array_equal(naive_errors(train, 2), [(1 + 3) / 2, (4 + 0) / 2])
     np.testing.assert_array_equal(naive_errors(train, 4), [(2 + 1 + 4) / 3, (0 + 4 + 4) / 3])  # too short: one row before
     assert np.isnan(naive_errors(train[:1], 1)).all()
+
+
+def test_an_evaluation_reports_mase_and_smape_in_the_datas_own_units() -> None:
+    t = np.arange(400)
+    noise = np.random.default_rng(0).normal(size=(400, 2))
+    values = np.stack([100 + 20 * np.sin(t * np.pi / 12), 3 + np.cos(t * np.pi / 12)], axis=1) + 0.1 * noise
+    stamps = np.datetime64("2024-01-01T00", "us") + t * np.timedelta64(1, "h").astype("timedelta64[us]")
+    data = ForecastData(Table(values, ["a", "b"], stamps, "h"), "0.5,0.25,0.25", CONTEXT, HORIZON, stride=3)
+    adapter = FakeAdapter.tiny()
+    found = evaluate(adapter, data)
+    errors, ratios, losses, sizes = [[], []], [], [], []
+    for number in range(len(data.test)):
+        row, channel = data.test.locate(number)
+        row += CONTEXT
+        batch = data.test.batch(torch.tensor([number]))
+        forecast = data.scaler.inverse(adapter.forecast(batch.context, HORIZON).mean[0, :, 0].numpy(), channel)
+        truth = values[row : row + HORIZON, channel]
+        errors[channel] += list(abs(truth - forecast))
+        ratios += list(2 * abs(truth - forecast) / (abs(truth) + abs(forecast)))
+        upper = forecast + data.scaler.std[channel]  # the fake family's 0.9 quantile lies one standard deviation above
+        losses += list(0.5 * abs(truth - forecast) + np.maximum(0.9 * (truth - upper), 0.1 * (upper - truth)))
+        sizes += list(abs(truth))
+    season = [np.abs(values[24:200, c] - values[:176, c]).mean() for c in range(2)]
+    assert found["season"] == 24
+    # Forecasts are float32.
+    assert found["mase"] == pytest.approx(np.mean([np.mean(errors[c]) / season[c] for c in range(2)]), rel=1e-5)
+    assert found["smape"] == pytest.approx(np.mean(ratios), rel=1e-5)
+    assert found["wql"] == pytest.approx(np.sum(losses) / np.sum(sizes), rel=1e-5)
+    assert found["crps_of"] == "2 quantiles"

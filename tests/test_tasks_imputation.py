@@ -143,8 +143,10 @@ def test_what_cannot_be_hidden_is_refused(options: dict, message: str) -> None:
 
 
 def test_a_table_too_short_for_a_window_is_named() -> None:
-    with pytest.raises(DataError, match=r"'waves.csv': too short: the train part has 50 rows"):
-        make_data(100)
+    message = r"'waves.csv': too short: the train part has 95 rows .* at least 192 rows and has 191"
+    with pytest.raises(DataError, match=message):
+        make_data(191)
+    assert len(make_data(192).train) == 2
     with pytest.raises(ArgumentError, match="prediction_length must be a whole number of at least 1, got 0"):
         ForecastData(make_table(100), "0.5,0.25,0.25", 16, 0)
 
@@ -296,6 +298,11 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_windows_losses_so_that_micro_bat
     alone = [adapter.loss(data.train.batch(one)).item() for one in indices.split(1)]
     # Every window hides as many points; float32 sums.
     assert adapter.loss(data.train.batch(indices)).item() == pytest.approx(sum(alone) / len(alone), rel=1e-5)
+
+
+def test_a_limit_of_memory_is_kept_to() -> None:
+    result = finetune(tiny("timer"), loop_data(), "ff", epochs=1, batch_size=8, max_memory="16G")
+    assert result.test_mse is not None
 
 
 def test_a_resumed_run_must_hide_the_same_points(tmp_path) -> None:
