@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sff_fast.adapters import families, load, tiny
     from sff_fast.backends import available_backends
     from sff_fast.checkpoints import smooth_checkpoint
-    from sff_fast.data import ForecastData, read_table
+    from sff_fast.data import AnomalyData, ForecastData, ImputationData, read_table
     from sff_fast.distributions import Constant, Materialized, Normal, TruncNormal, Uniform
     from sff_fast.errors import SffFastError
     from sff_fast.optim import FusedAdam, FusedAdamW
@@ -33,7 +33,7 @@ _EXPORTS = {
     "sff_fast.adapters": ("families", "load", "tiny"),
     "sff_fast.backends": ("available_backends",),
     "sff_fast.checkpoints": ("smooth_checkpoint",),
-    "sff_fast.data": ("ForecastData", "read_table"),
+    "sff_fast.data": ("AnomalyData", "ForecastData", "ImputationData", "read_table"),
     "sff_fast.distributions": ("Constant", "Materialized", "Normal", "TruncNormal", "Uniform"),
     "sff_fast.errors": ("SffFastError",),
     "sff_fast.optim": ("FusedAdam", "FusedAdamW"),
@@ -48,10 +48,12 @@ _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __all__ = [
     "STREAM_VERSION",
+    "AnomalyData",
     "Constant",
     "ForecastData",
     "FusedAdam",
     "FusedAdamW",
+    "ImputationData",
     "InitPlan",
     "Materialized",
     "Normal",

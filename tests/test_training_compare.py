@@ -57,7 +57,7 @@ def test_the_folder_holds_each_run_the_table_and_the_model_to_ship(data, finishe
     names = [f"{name}-seed{seed}" for name in ("ff", "lp", "sff-alpha0.7") for seed in (0, 1)]
     assert sorted(path.name for path in (out / "runs").iterdir()) == sorted([*names, "zero-shot"])
     for name in names:
-        assert sorted(path.name for path in (out / "runs" / name).iterdir()) == ["log.jsonl", "metrics.json", "model"]
+        assert sorted(path.name for path in (out / "runs" / name).iterdir()) == ["log.jsonl", "metrics.json", "model", "windows"]
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics == result.metrics
     assert [run["directory"] for run in metrics["runs"]] == [

@@ -12,6 +12,7 @@ from .result import CompareResult, RunResult
 from .run import finetune
 from .strategies import STRATEGIES, Strategy
 from .verdict import Choice, choose, verdict
+from .windows import WindowErrors
 
 __all__ = [
     "STRATEGIES",
@@ -22,6 +23,7 @@ __all__ = [
     "Silent",
     "Strategy",
     "TableForecast",
+    "WindowErrors",
     "choose",
     "compare",
     "evaluate",

@@ -15,6 +15,7 @@ from ..version import __version__
 from .log import finite
 from .statistics import mean_and_std, paired_interval
 from .verdict import verdict
+from .windows import WindowErrors
 
 ZERO_SHOT = "zero-shot"
 
@@ -40,6 +41,8 @@ class RunResult:
         zero_shot: Metrics of the pre-trained model.
         verdict: Which model to ship.
         model_dir: Where the model is, in the family's published layout; None without ``out``.
+        windows: Test error of every window; None where the forecasts are not finite.
+        zero_shot_windows: The pre-trained model's, where this run measured it.
     """
 
     strategy: str
@@ -58,9 +61,13 @@ class RunResult:
     zero_shot: dict[str, Any]
     verdict: str = ""
     model_dir: Path | None = None
+    windows: WindowErrors | None = dataclasses.field(default=None, compare=False, repr=False)
+    zero_shot_windows: WindowErrors | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of_zero_shot(cls, zero_shot: dict[str, Any], seed: int, model_dir: Path | None) -> RunResult:
+    def of_zero_shot(
+        cls, zero_shot: dict[str, Any], seed: int, model_dir: Path | None, windows: WindowErrors | None = None
+    ) -> RunResult:
         """The result of the run that tunes nothing."""
         return cls(
             strategy=ZERO_SHOT,
@@ -79,11 +86,13 @@ class RunResult:
             zero_shot=zero_shot,
             verdict=verdict(zero_shot, []),
             model_dir=model_dir,
+            windows=windows,
+            zero_shot_windows=windows,
         )
 
     def to_json(self) -> dict[str, Any]:
         """The run's entry in ``metrics.json``."""
-        left_out = ("history", "zero_shot", "verdict", "model_dir")
+        left_out = ("history", "zero_shot", "verdict", "model_dir", "windows", "zero_shot_windows")
         entry = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         return finite(entry)
 

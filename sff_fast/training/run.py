@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import tasks
 from ..data import ForecastData
 from ..distributed.parallel import Parallel, processes
 from ..errors import ArgumentError, CheckpointError
@@ -30,6 +31,7 @@ from .state import Saved, StateStore
 from .strategies import STRATEGIES, check_processes, check_trainable, is_prepared
 from .verdict import verdict
 from .weights import BestWeights
+from .windows import FOLDER, WindowErrors, load_windows
 
 
 def finetune(
@@ -198,7 +200,7 @@ def finetune(
             checkpoint_every=checkpoint_every,
             **given,
         )
-        adapter.check_lengths(data.context_length, data.prediction_length)
+        tasks.check(adapter, data)
         group, folder = several.group, None
         check_processes(settings.strategy, group.size)
         if out is not None:
@@ -298,6 +300,7 @@ def run_one(
         if saved is not None:
             _warn_of_changes(saved)
             zero_shot = saved.content["zero_shot"]
+        of_zero_shot = None if saved is None else load_windows(folder, "zero-shot")
         check_trainable(adapter, settings)
         if settings.release_gradients:
             keep_few_kernels()  # before the first evaluation: the optimizer's own call would come too late
@@ -308,7 +311,8 @@ def run_one(
         parallel.place(adapter)
         return_freed_memory()  # of weights that were cast
         if zero_shot is None:
-            zero_shot = group.say(_measure_zero_shot(evaluation, settings))
+            zero_shot, of_zero_shot = _measure_zero_shot(evaluation, settings, data)
+            zero_shot = group.say(zero_shot)  # times and peaks are those of one process
         prepared = _prepare(adapter, settings, plan, saved)
         # Only now is anything written: what is wrong with the settings or the plan has shown itself.
         if folder is not None and saved is None:
@@ -316,6 +320,8 @@ def run_one(
             if memory is not None:
                 write_json(folder / "memory.json", memory)
         writes = folder is not None and group.writes
+        if writes and saved is None and of_zero_shot is not None:
+            of_zero_shot.save(folder / FOLDER / "zero-shot.safetensors")
         log = RunLog(folder / "log.jsonl" if writes else None, 0 if saved is None else saved.content["log_bytes"])
         stack.callback(log.close)
         if saved is None:
@@ -349,11 +355,13 @@ def run_one(
             else:
                 trainer.begin(zero_shot["metrics"]["val"] if prepared is None else None)
             trainer.run()
-            result = _result(trainer, evaluation("test"), settings, zero_shot, model_directory)
+            test, windows = _measure_test(evaluation, data)
+            result = _result(trainer, test, settings, zero_shot, model_directory)
+            result.windows, result.zero_shot_windows = windows, of_zero_shot
         else:
             if model_directory is not None:
                 parallel.save(adapter, model_directory)
-            result = RunResult.of_zero_shot(zero_shot, settings.seed, model_directory)
+            result = RunResult.of_zero_shot(zero_shot, settings.seed, model_directory, of_zero_shot)
         adapter.model.eval()
         result = group.say(result)  # times and peaks are those of one process
         entries = [result.to_json()] if phases else []
@@ -361,6 +369,8 @@ def run_one(
         log.write("end", verdict=result.verdict, **summary_of(result))
         log.sync()
         if writes:
+            if phases and result.windows is not None:
+                result.windows.save(folder / FOLDER / "test.safetensors")
             write_json(folder / "metrics.json", build_metrics(description, zero_shot, entries))
             store.clear(keep=1 if keep_state else 0)
         group.barrier()
@@ -397,10 +407,19 @@ def _warn_of_changes(saved: Saved) -> None:
         )
 
 
-def _measure_zero_shot(evaluation: Callable[[str], dict[str, Any]], settings: Settings) -> dict[str, Any]:
+def _measure_zero_shot(
+    evaluation: Callable[..., dict[str, Any]], settings: Settings, data: ForecastData
+) -> tuple[dict[str, Any], WindowErrors | None]:
     began = time.monotonic()
-    val, test = evaluation("val"), evaluation("test")
-    return zero_shot_entry(val, test, time.monotonic() - began, peak_memory(settings.device))
+    val, (test, windows) = evaluation("val"), _measure_test(evaluation, data)
+    return zero_shot_entry(val, test, time.monotonic() - began, peak_memory(settings.device)), windows
+
+
+def _measure_test(evaluation: Callable[..., dict[str, Any]], data: ForecastData) -> tuple[dict[str, Any], WindowErrors | None]:
+    """The test metrics and the error of every window, None for a model whose forecasts are not finite."""
+    windows = WindowErrors(data.context_length + data.prediction_length)
+    test = evaluation("test", windows)
+    return test, windows if len(windows) else None
 
 
 def _prepare(adapter: Any, settings: Settings, plan: Any, saved: Saved | None) -> dict[str, Any] | None:
@@ -452,13 +471,15 @@ def finished_run(folder: Path, identity: Mapping[str, Any]) -> RunResult:
     zero_shot, settings = metrics["zero_shot"], metrics["settings"]
     model = folder / "model" if (folder / "model").exists() else None
     if not metrics["runs"]:
-        return RunResult.of_zero_shot(zero_shot, settings["seed"], model)
+        return RunResult.of_zero_shot(zero_shot, settings["seed"], model, load_windows(folder, "zero-shot"))
     return RunResult(
         **metrics["runs"][0],
         history=read_history(folder / "log.jsonl"),
         zero_shot=zero_shot,
         verdict=metrics["verdict"],
         model_dir=model,
+        windows=load_windows(folder, "test"),
+        zero_shot_windows=load_windows(folder, "zero-shot"),
     )
 
 
