@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sff_fast.smooth import SmoothReport, fill_, smooth_, smoothing_of
     from sff_fast.stream import STREAM_VERSION
     from sff_fast.tracing import trace
-    from sff_fast.training import compare, evaluate, finetune
+    from sff_fast.training import compare, evaluate, finetune, sweep
     from sff_fast.verification import verify
 
 _EXPORTS = {
@@ -41,7 +41,7 @@ _EXPORTS = {
     "sff_fast.smooth": ("SmoothReport", "fill_", "smooth_", "smoothing_of"),
     "sff_fast.stream": ("STREAM_VERSION",),
     "sff_fast.tracing": ("trace",),
-    "sff_fast.training": ("compare", "evaluate", "finetune"),
+    "sff_fast.training": ("compare", "evaluate", "finetune", "sweep"),
     "sff_fast.verification": ("verify",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
@@ -73,6 +73,7 @@ __all__ = [
     "smooth_",
     "smooth_checkpoint",
     "smoothing_of",
+    "sweep",
     "tiny",
     "trace",
     "verify",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -29,9 +30,11 @@ from .result import RunResult, build_metrics, zero_shot_entry
 from .runtime import determinism, environment, peak_memory, reset_peak_memory, seeded
 from .state import Saved, StateStore
 from .strategies import STRATEGIES, check_processes, check_trainable, is_prepared
-from .verdict import verdict
 from .weights import BestWeights
 from .windows import FOLDER, WindowErrors, load_windows
+
+WEIGHTS = "weights.safetensors"
+"""In a run's folder, its best weights: of runs whose test is left to a sweep."""
 
 
 def finetune(
@@ -246,6 +249,8 @@ def run_one(
     keep_state: bool = True,
     memory: dict[str, Any] | None = None,
     parallel: Parallel | None = None,
+    test: bool = True,
+    keep_weights: bool = False,
 ) -> RunResult:
     """One run in a folder that was checked: continued where it holds a state, returned where it is finished.
 
@@ -263,6 +268,8 @@ def run_one(
         keep_model: Whether the model is written.
         keep_state: Whether the last state is kept when the run is finished.
         memory: What becomes ``memory.json``, or None.
+        test: Whether the best weights are tested; without, the test part is not looked at.
+        keep_weights: Whether the best weights are kept in the folder, as :data:`WEIGHTS`.
         parallel: The processes that do it together. Default: this one alone.
 
     Returns:
@@ -305,7 +312,7 @@ def run_one(
         if settings.release_gradients:
             keep_few_kernels()  # before the first evaluation: the optimizer's own call would come too late
         reset_peak_memory(settings.device)
-        progress.start(_total_windows(data, settings, saved, zero_shot), label or settings.strategy)
+        progress.start(_total_windows(data, settings, saved, zero_shot, test), label or settings.strategy)
         stack.callback(progress.close)
         adapter.model.to(settings.device, PRECISIONS[settings.precision])
         parallel.place(adapter)
@@ -355,8 +362,8 @@ def run_one(
             else:
                 trainer.begin(zero_shot["metrics"]["val"] if prepared is None else None)
             trainer.run()
-            test, windows = _measure_test(evaluation, data)
-            result = _result(trainer, test, settings, zero_shot, model_directory)
+            tested, windows = measure_test(evaluation, data) if test else ({"mse": None, "mae": None}, None)
+            result = _result(trainer, tested, settings, zero_shot, model_directory)
             result.windows, result.zero_shot_windows = windows, of_zero_shot
         else:
             if model_directory is not None:
@@ -365,13 +372,18 @@ def run_one(
         adapter.model.eval()
         result = group.say(result)  # times and peaks are those of one process
         entries = [result.to_json()] if phases else []
-        result.verdict = verdict(zero_shot, entries)
+        metrics = build_metrics(description, zero_shot, entries, [result.windows] if phases else None, of_zero_shot)
+        if not test:
+            metrics["verdict"] = "Not tested yet: validation decides which runs are."
+        result.verdict = metrics["verdict"]
         log.write("end", verdict=result.verdict, **summary_of(result))
         log.sync()
         if writes:
             if phases and result.windows is not None:
                 result.windows.save(folder / FOLDER / "test.safetensors")
-            write_json(folder / "metrics.json", build_metrics(description, zero_shot, entries))
+            if keep_weights:
+                os.replace(trainer.best.path, folder / WEIGHTS)
+            write_json(folder / "metrics.json", metrics)
             store.clear(keep=1 if keep_state else 0)
         group.barrier()
         return result
@@ -411,11 +423,11 @@ def _measure_zero_shot(
     evaluation: Callable[..., dict[str, Any]], settings: Settings, data: ForecastData
 ) -> tuple[dict[str, Any], WindowErrors | None]:
     began = time.monotonic()
-    val, (test, windows) = evaluation("val"), _measure_test(evaluation, data)
+    val, (test, windows) = evaluation("val"), measure_test(evaluation, data)
     return zero_shot_entry(val, test, time.monotonic() - began, peak_memory(settings.device)), windows
 
 
-def _measure_test(evaluation: Callable[..., dict[str, Any]], data: ForecastData) -> tuple[dict[str, Any], WindowErrors | None]:
+def measure_test(evaluation: Callable[..., dict[str, Any]], data: ForecastData) -> tuple[dict[str, Any], WindowErrors | None]:
     """The test metrics and the error of every window, None for a model whose forecasts are not finite."""
     windows = WindowErrors(data.context_length + data.prediction_length)
     test = evaluation("test", windows)
@@ -483,7 +495,9 @@ def finished_run(folder: Path, identity: Mapping[str, Any]) -> RunResult:
     )
 
 
-def _total_windows(data: ForecastData, settings: Settings, saved: Saved | None, zero_shot: dict[str, Any] | None) -> int:
+def _total_windows(
+    data: ForecastData, settings: Settings, saved: Saved | None, zero_shot: dict[str, Any] | None, tested: bool
+) -> int:
     """Windows that are trained on or evaluated from here to the end, if nothing stops the run early."""
     strategy = STRATEGIES[settings.strategy]
     train, val, test = len(data.train), len(data.val), len(data.test)
@@ -496,7 +510,7 @@ def _total_windows(data: ForecastData, settings: Settings, saved: Saved | None, 
         per_epoch = -(-train // settings.batch_size)
         epochs = min(epochs, -(-settings.max_steps // per_epoch))
         windows = min(windows, settings.max_steps * settings.batch_size)
-    total += windows + epochs * val + test
+    total += windows + epochs * val + (test if tested else 0)
     if saved is not None:
         at = saved.content["position"]
         return max(0, total - at["epoch"] * (train + val) - at["position"])
