@@ -12,16 +12,20 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from family_cases import case_of, marked
 from landscape_cases import BowlAdapter, hessian, standard_normal, theta_of
 from torch import nn
-from training_fakes import FakeAdapter, StopAt, make_data, quick, steady  # noqa: F401
+from training_fakes import FakeAdapter, StopAt, make_data, make_table, quick, steady  # noqa: F401
 
 import sff_fast
 from sff_fast import adapters
+from sff_fast.data import ForecastData
 from sff_fast.errors import ArgumentError, CheckpointError, MissingPackageError, OutputError
 from sff_fast.landscapes import Plane, directions
 from sff_fast.landscapes.centres import weights_hash
 from sff_fast.landscapes.curvature import NoHessian, curvature
+from sff_fast.landscapes.curvature import _differentiable as differentiable
+from sff_fast.landscapes.curvature import _Product as Product
 from sff_fast.landscapes.filters import filters_of
 from sff_fast.landscapes.objective import Objective, choose_windows
 from sff_fast.landscapes.result import lowest, rise, verdict
@@ -583,3 +587,58 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_
 def test_an_adapter_in_place_of_a_function_is_refused():
     with pytest.raises(ArgumentError, match="make_adapter must be a function"):
         sff_fast.landscape(FakeAdapter.tiny(), make_data())
+
+
+# --- the families ------------------------------------------------------------
+
+KINKED = ("chronos-2", "moirai-2", "timesfm-2.5-google")
+"""Their losses are of quantiles, piecewise linear in the forecast: finite differences step over the kinks."""
+COARSE = {"chronos-t5": 0.3}
+"""Its curvature is so small that rounding of the gradients shows in differences of them."""
+
+
+@pytest.mark.parametrize("variant", marked())
+def test_the_hessian_of_every_family_is_the_change_of_its_gradient(variant):
+    adapter, case = adapters.tiny(variant), case_of(variant)
+    lengths = {"context_length": case.context, "prediction_length": case.horizon}
+    data = ForecastData(make_table(900), "0.4,0.3,0.3", **lengths, channel_independent=adapter.channel_independent)
+    objective = Objective(adapter, data, choose_windows(len(data.val), 4, 0), 4, 0, StopRequest())
+    before = bits(adapter.model)
+    with Plane(adapter.model) as plane:
+        plane.move(0.1, 0.1)
+        assert math.isfinite(objective.value())
+    assert bits(adapter.model) == before
+    with differentiable(adapter.model) as parameters:
+        product = Product(objective, parameters, lambda n: None)
+        generator = torch.Generator().manual_seed(0)
+        first, second = (v / np.linalg.norm(v) for v in torch.randn(2, product.size, generator=generator).numpy())
+        along, other = product(first), product(second)
+        # Sums of 1e4 to 1e6 float32 products that cancel; their size is that of the vectors.
+        assert float(second @ along) == pytest.approx(float(first @ other), abs=1e-5 * float(np.linalg.norm(along)))
+        changes = [central_difference(objective, parameters, first, step) for step in (0.1, 0.03, 0.01)]
+    nearest = min(np.linalg.norm(change - along) / np.linalg.norm(along) for change in changes)
+    if variant not in KINKED:
+        assert nearest < COARSE.get(variant, 2e-3)
+
+
+def central_difference(objective, parameters, direction: np.ndarray, step: float) -> np.ndarray:
+    """The gradient's change along a direction, a step to both sides; the weights are as before afterwards."""
+    kept = [parameter.detach().clone() for parameter in parameters]
+    pieces = torch.from_numpy(direction).split([parameter.numel() for parameter in parameters])
+    sides = []
+    for distance in (step, -step, 0.0):
+        with torch.no_grad():
+            for parameter, start, piece in zip(parameters, kept, pieces):
+                parameter.copy_(start + distance * piece.view(start.shape))
+        if distance:
+            sides.append(gradient(objective, parameters))
+    return (sides[0] - sides[1]) / (2 * step)
+
+
+def gradient(objective, parameters) -> np.ndarray:
+    total = np.zeros(sum(parameter.numel() for parameter in parameters))
+    for share, loss in objective.terms():
+        parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+        parts = [torch.zeros_like(p) if part is None else part for part, p in zip(parts, parameters)]
+        total += share * torch.cat([part.reshape(-1) for part in parts]).double().numpy()
+    return total
