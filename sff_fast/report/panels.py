@@ -36,31 +36,43 @@ class Panel:
         title: Short heading, shown above the drawing.
         alt: What a reader who cannot see the drawing should learn from it.
         draw: Draws it on axes with a palette.
+        projection: matplotlib's name of the axes' projection; None for flat axes.
     """
 
     title: str
     alt: str
     draw: Callable[[Axes, theme.Palette], None]
+    projection: str | None = None
 
 
 def comparison_panels(metrics: Mapping[str, Any]) -> list[Panel]:
-    """Test error by strategy, time and peak memory by strategy.
+    """Test error by strategy.
 
     Args:
         metrics: The content of ``metrics.json``.
 
     Returns:
-        Three panels; the last two only where the runs recorded time and memory.
+        One panel.
     """
-    grouped = rows.groups(metrics)
-    reference = metrics["zero_shot"].get("test_mse")
-    panels = [_error_panel(grouped, reference)]
+    return [_error_panel(rows.groups(metrics), metrics["zero_shot"].get("test_mse"))]
+
+
+def cost_panels(metrics: Mapping[str, Any]) -> list[Panel]:
+    """Time and peak memory by strategy.
+
+    Args:
+        metrics: The content of ``metrics.json``.
+
+    Returns:
+        Up to two panels, each where the runs recorded it.
+    """
+    panels = []
     for key, title, text, note in (
         ("seconds", "Training time", theme.format_seconds, "time"),
         ("peak_bytes", "Peak memory", theme.format_bytes, "peak memory"),
     ):
         costs = {}
-        for group in grouped:
+        for group in rows.groups(metrics):
             values = [metrics["runs"][index].get(key) for index in group.indices]
             present = [value for value in values if value is not None]
             if present:
@@ -215,7 +227,7 @@ def _horizon_panel(by_step: Mapping[tuple[str, str], list[float]]) -> Panel:
         ax.set_ylim(bottom=0)
         ax.margins(x=0.01)
         ax.grid(axis="y", color=palette["grid"], linewidth=0.8, zorder=0)
-        _legend(ax, palette)
+        legend(ax, palette)
 
     ends = "; ".join(
         f"{label} from {rows.format_error(values[0])} at the first to {rows.format_error(values[-1])} at the last step"
@@ -253,7 +265,7 @@ def _channel_panel(by_channel: Mapping[tuple[str, str], list[float]], channels: 
         ax.set_xlabel("test MSE")
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
-        _legend(ax, palette)
+        legend(ax, palette)
 
     hidden = len(channels) - len(order)
     title = "Test error by channel" if not hidden else f"Test error by channel, the {len(order)} hardest"
@@ -351,7 +363,7 @@ def _learning_panel(
         ax.set_xlabel("epoch")
         ax.set_ylabel(what)
         ax.grid(axis="y", color=palette["grid"], linewidth=0.8, zorder=0)
-        _legend(ax, palette)
+        legend(ax, palette)
 
     ends = "; ".join(
         f"{theme.style(run['strategy']).label} seed {run.get('seed')} from {rows.format_error(points[0][1])} "
@@ -398,6 +410,9 @@ def _forecast_panel(window: ForecastWindow) -> Panel:
         future = range(1, horizon + 1)
         ax.plot(past, shown, color=palette["muted"], linewidth=1.1, label="context", zorder=2)
         ax.plot([0, *future], [shown[-1], *window.truth], color=palette["ink"], linewidth=1.5, label="truth", zorder=3)
+        for strategy, (low, high) in window.intervals.items():
+            colour = palette[theme.style(strategy).role]
+            ax.fill_between(future, low, high, color=colour, alpha=0.16, linewidth=0, zorder=1)
         for strategy, values in window.predictions.items():
             look = theme.style(strategy)
             ax.plot(
@@ -414,7 +429,7 @@ def _forecast_panel(window: ForecastWindow) -> Panel:
         ax.set_xlabel(f"steps after the context ({window.step})" if window.step else "steps after the context")
         ax.grid(axis="y", color=palette["grid"], linewidth=0.8, zorder=0)
         ax.locator_params(axis="y", nbins=5)
-        _legend(ax, palette)
+        legend(ax, palette)
 
     errors = ", ".join(
         f"{theme.style(strategy).label} {fmean(abs(p - t) for p, t in zip(values, window.truth, strict=True)):.4g}"
@@ -422,10 +437,13 @@ def _forecast_panel(window: ForecastWindow) -> Panel:
     )
     title = f"{shorten(window.channel, 22)}, from {window.start}"
     alt = f"Line chart: {window.channel}, {horizon} steps from {window.start}. Mean absolute error: {errors}."
+    for strategy, (low, high) in window.intervals.items():
+        inside = sum(a <= t <= b for a, t, b in zip(low, window.truth, high, strict=True))
+        alt += f" The interval of {theme.style(strategy).label} holds {inside} of the {horizon} true values."
     return Panel(title, alt, draw)
 
 
-def _legend(ax: Axes, palette: theme.Palette) -> None:
+def legend(ax: Axes, palette: theme.Palette) -> None:
     """A legend above the axes, read row by row (matplotlib's own order is column by column)."""
     handles, labels = ax.get_legend_handles_labels()
     columns = min(LEGEND_COLUMNS, len(labels))
