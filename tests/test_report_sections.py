@@ -14,7 +14,7 @@ from report_cases import make_histories, make_landscape, make_metrics, make_run,
 from sff_fast import report
 from sff_fast.adapters import Forecast
 from sff_fast.data import ForecastData, Table
-from sff_fast.report import alphas, differences, landscapes, panels, render, theme, windows
+from sff_fast.report import alphas, differences, landscapes, panels, render, rows, theme, windows
 
 
 def words(html: str) -> str:
@@ -34,7 +34,7 @@ def test_the_alpha_curve_has_means_over_seeds_and_the_strategies_without_alpha()
     # 0.33 + 0.3 * (alpha - 0.7)^2 + 0.008 * (0, 1, 2): the mean is 0.008 above, the sample deviation is 0.008.
     assert "0.7 0.3380 plus or minus 8.000e-03" in second.alt
     assert "0.3 0.3860 plus or minus" in second.alt
-    assert "Lines: zero-shot 0.4000; FF 0.3700; TFS 0.6300" in second.alt
+    assert "Lines: zero-shot 0.4000; FF 0.3700; TFS 0.6300. Validation prefers 0.7." in second.alt
     svg = render.to_svg(second, "x")
     assert all(f"var(--{role})" in svg for role in ("sff", "ff", "zero-shot"))
 
@@ -51,6 +51,25 @@ def test_a_line_far_above_the_curve_does_not_flatten_it():
 def test_there_is_no_curve_of_one_alpha_or_of_alphas_by_name(alpha):
     runs = [make_run("sff", 0, 0.3, alpha=0.7), make_run("sff", 1, 0.3, alpha=alpha), make_run("ff", 0, 0.3)]
     assert alphas.alpha_panels(make_metrics(runs)) == []
+
+
+def test_validation_alone_says_which_alpha_is_preferred():
+    runs = [
+        make_run("sff", 0, test, alpha=a, val_mse=val) for a, val, test in ((0.5, 0.2, 0.9), (0.7, 0.3, 0.1), (0.9, None, 0.1))
+    ]
+    runs += [make_run("ff", 0, 0.3)]
+    assert rows.preferred_alphas(make_metrics(runs)) == {"sff": "0.5"}
+
+
+def test_of_several_alphas_the_preferred_one_stands_out_and_the_breakdown_shows_it_alone():
+    metrics = make_sweep()
+    curves = render.to_svg(panels.learning_panels(metrics, make_histories(metrics))[1], "x")
+    assert "SFF 0.7" in curves
+    assert "SFF, other alphas" in curves
+    assert "SFF 0.3" not in curves
+    for panel in panels.breakdown_panels(metrics):
+        assert "SFF 0.7" in panel.alt
+        assert "SFF 0.9" not in panel.alt
 
 
 # --- differences ------------------------------------------------------------

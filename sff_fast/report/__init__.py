@@ -92,15 +92,16 @@ def write(
         page.Section(
             "alphas",
             "By alpha",
-            "alpha is chosen by validation alone; the test error is shown once that is done. Bands are one standard deviation "
-            "over seeds.",
+            "Bands are one standard deviation over seeds. alpha is chosen by validation alone: the ring marks that choice. The "
+            "test errors of other alphas say how much the choice matters, and are no reason for another one.",
             by_alpha,
         ),
         page.Section(
             "learning",
             "Learning curves",
             "One line a run. The ring marks the epoch that was kept. Epoch 0 is the model before training, for SFF "
-            "already smoothed; it is no candidate unless the run asked for it (--keep-initial).",
+            "already smoothed; it is no candidate unless the run asked for it (--keep-initial). Of several alphas all but the "
+            "one that validation prefers are faint.",
             learning,
         ),
         page.Section(
@@ -114,7 +115,8 @@ def write(
         page.Section(
             "breakdown",
             "Where the errors are",
-            "On the test part, mean over seeds: how the error grows with the horizon, and which channels are hard.",
+            "On the test part, mean over seeds: how the error grows with the horizon, and which channels are hard. Of several "
+            "alphas the one that validation prefers.",
             panels.breakdown_panels(metrics),
         ),
         *_beside(folder),
@@ -221,7 +223,7 @@ def _landscape_sections(contours: Sequence[panels.Panel], surfaces: Sequence[pan
             "The loss around the weights",
             "The plane through the weights along two random directions, each filter of which is as long as the weights' own; "
             "1 is that length. The cross is the centre, the ring the lowest point of the grid where that is another. All "
-            "centres share one scale; what lies above it is as dark as its end.",
+            "centres share one scale; what lies above it is as strong as its end.",
             contours,
         ),
         page.Section("surfaces", "The same as surfaces", "Cut off where the scale of the contours ends.", surfaces),

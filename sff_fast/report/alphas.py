@@ -32,10 +32,9 @@ def alpha_panels(metrics: Mapping[str, Any]) -> list[Panel]:
         for key, title in (("val_mse", "Validation MSE by alpha"), ("test_mse", "Test MSE by alpha")):
             curve = _curve(metrics, strategy, key)
             if len(curve) > 1:
-                label = theme.style(strategy).label
-                panels.append(
-                    _panel(strategy, curve, _lines(metrics, key), title if label == "SFF" else f"{label}: {title}", key)
-                )
+                heading = title if strategy == "sff" else f"{theme.style(strategy).label}: {title}"
+                chosen = rows.preferred_alphas(metrics).get(strategy)
+                panels.append(_panel(strategy, curve, _lines(metrics, key), heading, key, chosen))
     return panels
 
 
@@ -60,7 +59,12 @@ def _lines(metrics: Mapping[str, Any], key: str) -> dict[str, float]:
 
 
 def _panel(
-    strategy: str, curve: Sequence[tuple[float, float, float | None]], lines: Mapping[str, float], title: str, key: str
+    strategy: str,
+    curve: Sequence[tuple[float, float, float | None]],
+    lines: Mapping[str, float],
+    title: str,
+    key: str,
+    chosen: str | None,
 ) -> Panel:
     values = [mean for _, mean, _ in curve]
     words = {"val_mse": "validation MSE", "test_mse": "test MSE"}[key]
@@ -82,6 +86,10 @@ def _panel(
             ax.fill_between(alphas, low, high, color=palette[look.role], alpha=0.16, linewidth=0, zorder=1)
         style = {"linestyle": look.linestyle, "marker": look.marker, "markersize": 5, "linewidth": 1.7}
         ax.plot(alphas, values, color=palette[look.role], label=look.label, zorder=4, **style)
+        for alpha, mean, _ in curve:
+            if theme.format_alpha(alpha) == chosen:
+                ring = {"color": palette["ink"], "markerfacecolor": "none", "markeredgewidth": 1.2}
+                ax.plot(alpha, mean, marker="o", markersize=11, linestyle="none", zorder=5, **ring)
         ax.set_xlabel("alpha, share of the pre-trained weights")
         ax.set_ylabel(words)
         ax.grid(axis="y", color=palette["grid"], linewidth=0.8, zorder=0)
@@ -92,4 +100,4 @@ def _panel(
         for alpha, mean, spread in curve
     )
     across = "; ".join(f"{theme.style(name).label} {rows.format_error(value)}" for name, value in lines.items())
-    return Panel(title, f"Line chart of the {words} by alpha: {parts}. Lines: {across}.", draw)
+    return Panel(title, f"Line chart of the {words} by alpha: {parts}. Lines: {across}. Validation prefers {chosen}.", draw)

@@ -106,10 +106,11 @@ def learning_panels(metrics: Mapping[str, Any], histories: Sequence[History]) ->
         if not lines:
             continue
         reference = metrics["zero_shot"].get("val_mse") if key == "val_mse" else None
-        panels.append(_learning_panel(lines, title, what, reference))
+        preferred = rows.preferred_alphas(metrics)
+        panels.append(_learning_panel(lines, title, what, reference, preferred))
         others = [line for line in lines if line[0]["strategy"] != "tfs"]
         if key == "val_mse" and others and _span(lines, reference) > _ZOOM_RATIO * _span(others, reference):
-            panels.append(_learning_panel(others, f"{title} without TFS", what, reference))
+            panels.append(_learning_panel(others, f"{title} without TFS", what, reference, preferred))
     return panels
 
 
@@ -191,7 +192,10 @@ def _detail(metrics: Mapping[str, Any], key: str) -> dict[tuple[str, str], list[
     entry = _test_metric(metrics["zero_shot"], key)
     if entry is not None:
         found["zero-shot", "zero-shot"] = entry
+    preferred = rows.preferred_alphas(metrics)
     for group in rows.groups(metrics):
+        if group.alpha != preferred.get(group.strategy, group.alpha):
+            continue
         lists = [_test_metric(metrics["runs"][index], key) for index in group.indices]
         lists = [values for values in lists if values is not None]
         if lists:
@@ -318,16 +322,15 @@ def _learning_panel(
     title: str,
     what: str,
     reference: float | None,
+    preferred: Mapping[str, str],
 ) -> Panel:
     def draw(ax: Axes, palette: theme.Palette) -> None:
-        alphas: dict[str, set[str]] = {}
-        for run, _ in lines:
-            alphas.setdefault(run["strategy"], set()).add(theme.format_alpha(run.get("alpha")))
         seen = set()
         for run, points in lines:
             look = theme.style(run["strategy"])
-            alpha = theme.format_alpha(run.get("alpha"))
-            label = f"{look.label} {alpha}" if len(alphas[run["strategy"]]) > 1 else look.label
+            wanted, alpha = preferred.get(run["strategy"]), theme.format_alpha(run.get("alpha"))
+            faint = wanted not in (None, alpha)
+            label = look.label if wanted is None else f"{look.label}, other alphas" if faint else f"{look.label} {alpha}"
             epochs, values = zip(*points, strict=True)
             ax.plot(
                 epochs,
@@ -335,14 +338,15 @@ def _learning_panel(
                 color=palette[look.role],
                 linestyle=look.linestyle,
                 marker=look.marker,
-                markersize=4.2 if len(epochs) <= 30 else 0,
-                linewidth=1.6,
+                markersize=4.2 if len(epochs) <= 30 and not faint else 0,
+                linewidth=0.9 if faint else 1.6,
+                alpha=0.4 if faint else 1.0,
                 label=None if label in seen else label,
-                zorder=4 if run["strategy"] == "sff" else 3,
+                zorder=2 if faint else 4 if run["strategy"] == "sff" else 3,
             )
             seen.add(label)
             best = run.get("best_epoch")
-            if what.startswith("validation") and best in epochs:
+            if what.startswith("validation") and best in epochs and not faint:
                 ax.plot(
                     best,
                     values[epochs.index(best)],
