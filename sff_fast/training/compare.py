@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import ForecastData
+from ..distributed.group import refuse_several
 from ..errors import ArgumentError, CheckpointError
 from ..files import atomic_directory, read_json, write_json
 from .config import Settings, resolve_settings
@@ -26,7 +27,7 @@ from .verdict import choose
 
 FORMAT = 1
 _OF_A_RUN = ("strategy", "alpha", "seed", "lp_epochs")
-_NOT_OPTIONS = {"adapter", "data", "strategy", "alpha", "seed", "out", "resume", "overwrite", "progress", "plan"}
+_NOT_OPTIONS = {"adapter", "data", "strategy", "alpha", "seed", "out", "resume", "overwrite", "progress", "plan", "parallel"}
 _DEFAULTS = {
     name: parameter.default for name, parameter in inspect.signature(finetune).parameters.items() if name not in _NOT_OPTIONS
 }
@@ -80,6 +81,7 @@ def compare(
             "make_adapter must be a function that loads the model, such as lambda: sff_fast.load('timer', path), "
             f"got {type(make_adapter).__name__}"
         )
+    refuse_several("a comparison")
     for name in options:
         if name not in _DEFAULTS:
             raise ArgumentError(f"compare has no option {name!r}: it takes {', '.join(_DEFAULTS)}")
@@ -170,7 +172,8 @@ def _settings(
         if values is not None and any(values.index(value) != index for index, value in enumerate(values)):
             raise ArgumentError(f"{name} must not hold anything twice, got {values}")
     if alphas is not None and not any(name in STRATEGIES and STRATEGIES[name].uses_alpha for name in strategies):
-        raise ArgumentError(f"alphas mean something to sff only, and strategies are {', '.join(map(str, strategies))}")
+        users = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.uses_alpha)
+        raise ArgumentError(f"alphas mean something to {users} only, and strategies are {', '.join(map(str, strategies))}")
     resolved = [resolve_settings(adapter, strategy=ZERO_SHOT, alpha=None, seed=0, **options)]
     for seed in seeds:
         for strategy in strategies:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from ..data import ForecastData
+from ..distributed.group import Group
+from ..distributed.parallel import Parallel
 from ..errors import ArgumentError
 from ..metrics import ForecastMetrics, NotFiniteError
 from .config import resolve_device
@@ -26,6 +28,7 @@ def evaluate(
     batch_size: int = 256,
     device: str = "auto",
     progress: Progress | None = None,
+    group: Group | None = None,
 ) -> dict[str, Any]:
     """Forecast every window of a part and measure the error; nothing is dropped.
 
@@ -36,6 +39,8 @@ def evaluate(
         batch_size: Windows at a time.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         progress: Told after every batch.
+        group: Processes that share the forecasts, as :func:`sff_fast.distributed.join` gives them, each with the whole model;
+            all of them call this, and get the same. Default: this process alone.
 
     Returns:
         ``mse``, ``mae``, ``rmse`` and more, on standardised data, each window with the same weight; see
@@ -53,7 +58,16 @@ def evaluate(
     progress = Silent() if progress is None else progress
     progress.start(len(getattr(data, part)), f"evaluate {part}")
     try:
-        return evaluate_windows(adapter, data, part, batch_size=batch_size, device=device, stop=StopRequest(), progress=progress)
+        return evaluate_windows(
+            adapter,
+            data,
+            part,
+            batch_size=batch_size,
+            device=device,
+            stop=StopRequest(group),
+            progress=progress,
+            parallel=Parallel(group),
+        )
     finally:
         progress.close()
 
@@ -67,11 +81,13 @@ def evaluate_windows(
     device: str,
     stop: StopRequest,
     progress: Progress,
+    parallel: Parallel | None = None,
 ) -> dict[str, Any]:
     """The errors over a part, for a model that is on the device already.
 
     The global random generators are as before afterwards, and families that draw samples draw the same ones every time,
-    so that when and how often a run validates changes nothing else.
+    so that when and how often a run validates changes nothing else. Several processes (``parallel``) deal out the batches of
+    one, and each computes the errors of all forecasts.
 
     Raises:
         Interrupted: A stop was asked for.
@@ -79,11 +95,16 @@ def evaluate_windows(
     """
     windows = getattr(data, part)
     metrics = ForecastMetrics(data.prediction_length, len(data.columns))
+    parallel = Parallel() if parallel is None else parallel
+
+    def forecast(indices: torch.Tensor) -> torch.Tensor:
+        context = windows.batch(indices).context.to(device)
+        # A seed of its own for each batch: errors of sampled forecasts must not be the same in all of them.
+        return adapter.forecast(context, data.prediction_length, seed=int(indices[0])).mean.cpu()
+
     with seeded(0, device):
-        for indices in torch.arange(len(windows)).split(batch_size):
+        for indices, prediction in parallel.each(torch.arange(len(windows)).split(batch_size), forecast):
             batch = windows.batch(indices)
-            # A seed of its own for each batch: errors of sampled forecasts must not be the same in all of them.
-            prediction = adapter.forecast(batch.context.to(device), data.prediction_length, seed=int(indices[0])).mean
             metrics.update(prediction, batch.target, batch.channel, batch.index)
             progress.update(len(indices), stage=part)
             stop.check()
