@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sff_fast.data import AnomalyData, ForecastData, ImputationData, read_table
     from sff_fast.distributions import Constant, Materialized, Normal, TruncNormal, Uniform
     from sff_fast.errors import SffFastError
+    from sff_fast.landscapes import landscape
     from sff_fast.optim import FusedAdam, FusedAdamW
     from sff_fast.plan import InitPlan
     from sff_fast.smooth import SmoothReport, fill_, smooth_, smoothing_of
@@ -36,6 +37,7 @@ _EXPORTS = {
     "sff_fast.data": ("AnomalyData", "ForecastData", "ImputationData", "read_table"),
     "sff_fast.distributions": ("Constant", "Materialized", "Normal", "TruncNormal", "Uniform"),
     "sff_fast.errors": ("SffFastError",),
+    "sff_fast.landscapes": ("landscape",),
     "sff_fast.optim": ("FusedAdam", "FusedAdamW"),
     "sff_fast.plan": ("InitPlan",),
     "sff_fast.smooth": ("SmoothReport", "fill_", "smooth_", "smoothing_of"),
@@ -68,6 +70,7 @@ __all__ = [
     "families",
     "fill_",
     "finetune",
+    "landscape",
     "load",
     "read_table",
     "smooth_",
