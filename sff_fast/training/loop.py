@@ -14,6 +14,7 @@ import torch
 
 from ..data import ForecastData, epoch_order
 from ..distributed.parallel import Parallel
+from ..resident import return_freed_memory
 from .config import Settings
 from .evaluate import measure
 from .interrupts import Interrupted, StopRequest
@@ -21,11 +22,11 @@ from .log import RunLog, finite
 from .optimizer_state import optimizer_content, restore_optimizer
 from .progress import Progress
 from .recompute import recomputing
-from .runtime import capture_rng, environment, restore_rng, return_freed_memory, seed_all
+from .runtime import capture_rng, environment, restore_rng, seed_all
 from .schedules import SCHEDULES
-from .state import Saved, StateStore
+from .state import Saved, StateStore, join_tensors, split_tensors
 from .stepping import NotFiniteLossError, Stepper
-from .strategies import STRATEGIES, Phase, trainable
+from .strategies import STRATEGIES, Method, Phase, trainable
 from .weights import BestWeights, load_weights, weights_of
 
 LOG_EVERY = 10
@@ -78,6 +79,7 @@ class Trainer:
         adapter: The adapter; its model is prepared (smoothed, filled, or as it was) and on the run's device.
         data: The windows.
         settings: The settings.
+        method: What the strategy does beside the loop, attached; None for nothing.
         log: The log.
         store: Where states are saved, or None.
         frozen: JSON values that go into every state beside the position, such as what a resumed run must agree on.
@@ -95,6 +97,7 @@ class Trainer:
         data: ForecastData,
         settings: Settings,
         *,
+        method: Method | None = None,
         log: RunLog,
         store: StateStore | None,
         frozen: dict[str, Any],
@@ -107,6 +110,7 @@ class Trainer:
         self.adapter = adapter
         self.data = data
         self.settings = settings
+        self.method = Method(adapter, settings) if method is None else method
         self.log = log
         self.store = store
         self.frozen = frozen
@@ -131,9 +135,10 @@ class Trainer:
         Args:
             metrics: Their validation metrics where they are known already; None validates them.
         """
-        metrics = self._validate() if metrics is None else metrics
-        seed_all(self.settings.seed, self.settings.device)
-        self.best.store(self.adapter.model)
+        with self.method.evaluating():
+            metrics = self._validate() if metrics is None else metrics
+            seed_all(self.settings.seed, self.settings.device)
+            self.best.store(self.adapter.model)
         self.at.best_metrics = metrics
         if self.settings.keep_initial:
             self.at.best_mse = metrics["mse"]
@@ -145,6 +150,8 @@ class Trainer:
         self.at = Position(**saved.content["position"])
         self.frozen = {name: saved.content[name] for name in self.frozen}
         load_weights(self.adapter.model, saved.tensors("weights", weights_of(self.adapter.model).get))
+        if saved.content.get("method") is not None:
+            self.method.load_state(join_tensors(saved.content["method"], dict(saved.tensors("method"))))
         self.best.restore(saved.directory / "best.safetensors")
         if saved.content["rng"] is None:  # that of several processes, which seed every step
             seed_all(self.settings.seed, self.settings.device)
@@ -176,6 +183,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """Load the best weights, and write the model where no epoch has done so."""
+        self.method.detach()
         self.best.load(self.adapter.model)
         if self.model_directory is None:
             return
@@ -203,7 +211,7 @@ class Trainer:
             return_freed_memory()  # of evaluations, in pieces that gradients and states do not fit into
             example = self.data.train.batch(torch.tensor([0])).to(settings.device)
             stack.enter_context(self.parallel.training(self.adapter, example))
-            stepper = Stepper(self.adapter, self.data, settings, parameters, self.parallel)
+            stepper = Stepper(self.adapter, self.data, settings, parameters, self.parallel, self.method)
             stack.callback(stepper.close)
             self._optimizer, self._parameters = stepper.optimizer, parameters
             if self._saved_optimizer is not None:
@@ -217,7 +225,8 @@ class Trainer:
             ):
                 self._train_epoch(phase, stepper)
                 if not at.diverged:
-                    self._close_epoch(phase)
+                    with self.method.evaluating():
+                        self._close_epoch(phase)
                 self._save()
             self._optimizer, self._parameters = None, {}
 
@@ -230,6 +239,7 @@ class Trainer:
     def _train_epoch(self, phase: Phase, stepper: Stepper) -> None:
         settings, at = self.settings, self.at
         factor, steps = SCHEDULES[settings.schedule], self._steps(phase)
+        self.data.begin_epoch(settings.seed, at.epoch)
         order = epoch_order(self.windows, settings.seed, at.epoch)
         self.adapter.model.train()
         began = time.monotonic() - at.epoch_seconds
@@ -249,6 +259,8 @@ class Trainer:
             self.progress.update(count, stage="train", epoch=at.epoch + 1, loss=value, lr=lr)
             if at.step % LOG_EVERY == 0:
                 self.log.write("step", epoch=at.epoch + 1, step=at.step, loss=value, lr=lr)
+            if at.position == count:
+                return_freed_memory()  # of gradients among which the first step has put the states
             self.stop.check()
             if settings.checkpoint_every is not None and at.step % settings.checkpoint_every == 0:
                 self._save()
@@ -274,7 +286,8 @@ class Trainer:
             self._diverge(f"the forecasts for the validation part are not finite after epoch {at.epoch}")
 
     def _validate(self) -> dict[str, Any]:
-        return measure(
+        return_freed_memory()  # of training steps, in pieces that a forecast's tensors do not fit into
+        metrics = measure(
             self.adapter,
             self.data,
             "val",
@@ -284,6 +297,8 @@ class Trainer:
             progress=self.progress,
             parallel=self.parallel,
         )
+        return_freed_memory()
+        return metrics
 
     def _steps(self, phase: Phase) -> int:
         """Steps that the phase can take."""
@@ -333,11 +348,16 @@ class Trainer:
             tensors["rng"], rng = capture_rng(self.settings.device)
         if self._optimizer is not None:
             optimizer, tensors["optimizer"] = optimizer_content(self._optimizer, self._parameters, alone)
+        method = self.method.state() or None
+        if method is not None:
+            tensors["method"] = {}
+            method = split_tensors(method, tensors["method"])
         content = {
             **self.frozen,
             "position": finite(dataclasses.asdict(self.at)),
             "scheduler": {"schedule": self.settings.schedule, "lr": self.settings.lr},
             "optimizer": optimizer,
+            "method": method,
             "rng": rng,
             "environment": environment(),
             "log_bytes": self.log.sync(),

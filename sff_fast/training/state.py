@@ -141,11 +141,12 @@ class StateStore:
         return None
 
     def clear(self, keep: int) -> None:
-        """Remove all but the newest saves, and the copy of the best weights that a running run works with."""
+        """Remove all but the newest saves, and the weights beside them that a running run works with."""
         folders = self._folders()
         for path in folders[: len(folders) - keep]:
             shutil.rmtree(path)
-        (self.directory / "best.safetensors").unlink(missing_ok=True)
+        for path in self.directory.glob("*.safetensors"):
+            path.unlink()
         if not keep and self.directory.is_dir():
             shutil.rmtree(self.directory)
 

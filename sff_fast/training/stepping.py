@@ -14,6 +14,7 @@ from ..errors import SffFastError
 from ..optim import FusedAdamW, make_optimizer
 from .config import Settings
 from .runtime import seed_all
+from .strategies import Method
 
 
 class NotFiniteLossError(SffFastError):
@@ -61,6 +62,7 @@ class Stepper:
         settings: The settings.
         parameters: Name in the model to parameter to train.
         parallel: The processes, each of which takes its part of a batch. Default: this one alone.
+        method: What the strategy does beside the loop; None for nothing.
     """
 
     def __init__(
@@ -70,10 +72,12 @@ class Stepper:
         settings: Settings,
         parameters: dict[str, torch.nn.Parameter],
         parallel: Parallel | None = None,
+        method: Method | None = None,
     ) -> None:
         self.optimizer = optimizer_for(settings, parameters)
         self._adapter, self._data, self._settings = adapter, data, settings
         self._parallel = Parallel() if parallel is None else parallel
+        self._method = Method(adapter, settings) if method is None else method
         self._parameters = list(parameters.values())
         self._ours = isinstance(self.optimizer, FusedAdamW)
 
@@ -83,7 +87,7 @@ class Stepper:
         Args:
             indices: The windows of the batch, over all processes.
             lr: Learning rate.
-            number: Steps of the run before this one; with several processes it seeds dropout.
+            number: Steps of the run before this one: decides what a strategy draws, and with several processes seeds dropout.
 
         Returns:
             The batch's mean training loss.
@@ -94,10 +98,9 @@ class Stepper:
         optimizer, settings = self.optimizer, self._settings
         for group in optimizer.param_groups:
             group["lr"] = lr
-        parts = self._parallel.parts(indices, settings.micro_batch)
         self._number = number
         try:
-            value = self._whole(parts[0]) if len(parts) == 1 else self._accumulated(parts)
+            value = self._method.passes(lambda: self._passes(indices), number + 1)
         except NotFiniteLossError:
             optimizer.zero_grad(set_to_none=True)
             raise
@@ -105,12 +108,17 @@ class Stepper:
             torch.nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self._method.stepped()
         return value
 
     def close(self) -> None:
         """Take off the parameters what the optimizer has put on them."""
         if self._ours:
             self.optimizer.stop_releasing()
+
+    def _passes(self, indices: torch.Tensor) -> float:
+        parts = self._parallel.parts(indices, self._settings.micro_batch)
+        return self._whole(parts[0]) if len(parts) == 1 else self._accumulated(parts)
 
     def _loss(self, part: Part) -> tuple[torch.Tensor, float]:
         """The loss to go back from, and what the part, over all processes, adds to the batch's mean loss."""
