@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from sff_fast.data import AnomalyData, ForecastData, ImputationData, read_table
     from sff_fast.distributions import Constant, Materialized, Normal, TruncNormal, Uniform
     from sff_fast.errors import SffFastError
+    from sff_fast.landscapes import landscape
     from sff_fast.optim import FusedAdam, FusedAdamW
     from sff_fast.plan import InitPlan
     from sff_fast.smooth import SmoothReport, fill_, smooth_, smoothing_of
     from sff_fast.stream import STREAM_VERSION
     from sff_fast.tracing import trace
-    from sff_fast.training import compare, evaluate, finetune
+    from sff_fast.training import compare, evaluate, finetune, sweep
     from sff_fast.verification import verify
 
 _EXPORTS = {
@@ -36,12 +37,13 @@ _EXPORTS = {
     "sff_fast.data": ("AnomalyData", "ForecastData", "ImputationData", "read_table"),
     "sff_fast.distributions": ("Constant", "Materialized", "Normal", "TruncNormal", "Uniform"),
     "sff_fast.errors": ("SffFastError",),
+    "sff_fast.landscapes": ("landscape",),
     "sff_fast.optim": ("FusedAdam", "FusedAdamW"),
     "sff_fast.plan": ("InitPlan",),
     "sff_fast.smooth": ("SmoothReport", "fill_", "smooth_", "smoothing_of"),
     "sff_fast.stream": ("STREAM_VERSION",),
     "sff_fast.tracing": ("trace",),
-    "sff_fast.training": ("compare", "evaluate", "finetune"),
+    "sff_fast.training": ("compare", "evaluate", "finetune", "sweep"),
     "sff_fast.verification": ("verify",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
@@ -68,11 +70,13 @@ __all__ = [
     "families",
     "fill_",
     "finetune",
+    "landscape",
     "load",
     "read_table",
     "smooth_",
     "smooth_checkpoint",
     "smoothing_of",
+    "sweep",
     "tiny",
     "trace",
     "verify",

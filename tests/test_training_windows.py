@@ -56,7 +56,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path):
     path = tmp_path / "windows" / "test.safetensors"
     windows.save(path)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(CheckpointError, match="cannot read '.*test.safetensors'"):
+    with pytest.raises(CheckpointError, match=r"cannot read '.*test\.safetensors'"):
         WindowErrors.load(path)
     from sff_fast.files import save_safetensors
 

@@ -46,6 +46,11 @@ class Forecast:
     quantiles: dict[float, Tensor] | None = None
     samples: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> Forecast:
+        """The forecast on a device."""
+        quantiles = None if self.quantiles is None else {level: values.to(device) for level, values in self.quantiles.items()}
+        return Forecast(self.mean.to(device), quantiles, None if self.samples is None else self.samples.to(device))
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -96,6 +96,53 @@ def _test_metrics(metrics: Mapping[str, Any], row: rows.ResultRow) -> Mapping[st
     return entry.get("metrics", {}).get("test", {})
 
 
+def print_sweep(metrics: Mapping[str, Any]) -> None:
+    """Print the table of all alphas, by their validation error.
+
+    Args:
+        metrics: The content of a sweep's ``metrics.json``.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from sff_fast.report import sweep
+
+    table = Table(box=None, pad_edge=False, header_style="bold", title=None)
+    for position, column in enumerate(sweep.COLUMNS):
+        table.add_column(column, justify="right" if 0 < position < len(sweep.COLUMNS) - 1 else "left", no_wrap=True)
+    for cells in sweep.table_rows(metrics):
+        table.add_row(
+            *(Text(cell or "-", style="bold yellow" if cells[-1] == "chosen" else "") for cell in cells[:-1]), cells[-1]
+        )
+    console = console_for_results()
+    console.print(table)
+    console.print()
+
+
+def print_landscape(metrics: Mapping[str, Any]) -> None:
+    """Print the table of all centres, and the verdict.
+
+    Args:
+        metrics: The content of a landscape's ``metrics.json``.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from sff_fast.report import landscapes
+
+    table = Table(box=None, pad_edge=False, header_style="bold", title=None)
+    for position, column in enumerate(landscapes.COLUMNS):
+        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+    for strategy, (label, *rest) in landscapes.table(metrics["landscape"]):
+        table.add_row(Text(label, style=_TERMINAL_STYLES.get(strategy, "")), *(cell or "-" for cell in rest))
+    console = console_for_results()
+    console.print(table)
+    for remark in landscapes.left_out(metrics["landscape"]):
+        console.print(remark, style="dim", markup=False, soft_wrap=True)
+    console.print()
+    console.print(Text(str(metrics["verdict"])), style="bold", soft_wrap=True)
+
+
 def print_errors(title: str, errors: Mapping[str, Any]) -> None:
     """Print a few named errors, one a line.
 

@@ -144,6 +144,16 @@ def groups(metrics: Mapping[str, Any]) -> list[Group]:
     return result
 
 
+def preferred_alphas(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Strategies that ran with several alphas, to the one with the lowest mean validation MSE over seeds, as text."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for _, run in tuned_runs(metrics):
+        value = run.get("val_mse")
+        found.setdefault(run["strategy"], {}).setdefault(_alpha_of(run), []).append(value if _is_finite(value) else math.inf)
+    means = {name: {alpha: sum(v) / len(v) for alpha, v in alphas.items()} for name, alphas in found.items() if len(alphas) > 1}
+    return {name: min(alphas, key=alphas.__getitem__) for name, alphas in means.items()}
+
+
 def _row(
     strategy: str, result: Mapping[str, Any], zero_shot: Mapping[str, Any], chosen: bool, index: int | None = None
 ) -> ResultRow:

@@ -11,6 +11,7 @@ from .progress import Progress, Silent
 from .result import CompareResult, RunResult
 from .run import finetune
 from .strategies import STRATEGIES, Strategy
+from .sweep import sweep
 from .verdict import Choice, choose, verdict
 from .windows import WindowErrors
 
@@ -29,5 +30,6 @@ __all__ = [
     "evaluate",
     "finetune",
     "forecast",
+    "sweep",
     "verdict",
 ]

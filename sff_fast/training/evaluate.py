@@ -9,8 +9,11 @@ import torch
 
 from .. import tasks
 from ..data import ForecastData
+from ..distributed.group import Group
+from ..distributed.parallel import Parallel
 from ..errors import ArgumentError
 from ..metrics import NotFiniteError
+from ..resident import Ceiling
 from .config import resolve_device
 from .interrupts import StopRequest
 from .progress import Progress, Silent
@@ -18,6 +21,9 @@ from .runtime import seeded
 from .windows import WindowErrors
 
 PARTS = ("train", "val", "test")
+
+_SLACK = 16 << 20
+"""Bytes by which what batches of forecasts free may pile up in the CPU's memory."""
 
 
 def evaluate(
@@ -28,6 +34,7 @@ def evaluate(
     batch_size: int = 256,
     device: str = "auto",
     progress: Progress | None = None,
+    group: Group | None = None,
     windows: WindowErrors | None = None,
 ) -> dict[str, Any]:
     """Give a model every window of a part and measure the error; nothing is dropped.
@@ -39,6 +46,8 @@ def evaluate(
         batch_size: Windows at a time.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         progress: Told after every batch.
+        group: Processes that share the forecasts, as :func:`sff_fast.distributed.join` gives them, each with the whole model;
+            all of them call this, and get the same. Default: this process alone.
         windows: Receives the place, ``mse`` and ``mae`` of every window. Default None.
 
     Returns:
@@ -58,7 +67,15 @@ def evaluate(
     progress.start(len(getattr(data, part)), f"evaluate {part}")
     try:
         return evaluate_windows(
-            adapter, data, part, batch_size=batch_size, device=device, stop=StopRequest(), progress=progress, record=windows
+            adapter,
+            data,
+            part,
+            batch_size=batch_size,
+            device=device,
+            stop=StopRequest(group),
+            progress=progress,
+            parallel=Parallel(group),
+            record=windows,
         )
     finally:
         progress.close()
@@ -73,12 +90,14 @@ def evaluate_windows(
     device: str,
     stop: StopRequest,
     progress: Progress,
+    parallel: Parallel | None = None,
     record: WindowErrors | None = None,
 ) -> dict[str, Any]:
     """The errors over a part, for a model that is on the device already.
 
     The global random generators are as before afterwards, and families that draw samples draw the same ones every time,
-    so that when and how often a run validates changes nothing else. ``record`` receives the error of every window.
+    so that when and how often a run validates changes nothing else. Several processes (``parallel``) deal out the batches of
+    one, and each computes the errors of all. ``record`` receives the error of every window.
 
     Raises:
         Interrupted: A stop was asked for.
@@ -86,15 +105,23 @@ def evaluate_windows(
     """
     windows = getattr(data, part)
     evaluation = tasks.evaluation(data, part)
+    parallel = Parallel() if parallel is None else parallel
+
+    def predict(indices: torch.Tensor) -> Any:
+        # A seed of its own for each batch: errors of sampled forecasts must not be the same in all of them.
+        return evaluation.predict(adapter, windows.batch(indices).to(device), seed=int(indices[0])).to("cpu")
+
+    ceiling = Ceiling(_SLACK)
     with seeded(0, device):
-        for indices in torch.arange(len(windows)).split(batch_size):
+        for indices, output in parallel.each(torch.arange(len(windows)).split(batch_size), predict):
             batch = windows.batch(indices)
-            # A seed of its own for each batch: errors of sampled forecasts must not be the same in all of them.
-            errors = evaluation.update(evaluation.predict(adapter, batch.to(device), seed=int(indices[0])), batch)
+            errors = evaluation.update(output, batch)
             if record is not None:
                 rows, channel = windows.positions(indices)
                 record.add(rows, errors, channel)
             progress.update(len(indices), stage=part)
+            if device == "cpu":
+                ceiling.check()
             stop.check()
     return evaluation.to_json()
 
