@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sff_fast.report import rows, theme
-from sff_fast.report.panels import Panel, legend
+from sff_fast.report.panels import Panel, draw_legend
 from sff_fast.training.statistics import mean_and_std
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _panel(
         ax.set_xlabel("alpha, share of the pre-trained weights")
         ax.set_ylabel(words)
         ax.grid(axis="y", color=palette["grid"], linewidth=0.8, zorder=0)
-        legend(ax, palette)
+        draw_legend(ax, palette)
 
     parts = "; ".join(
         f"{alpha:g} {rows.format_error(mean)}" + ("" if spread is None else f" plus or minus {rows.format_error(spread)}")

@@ -231,7 +231,7 @@ def _horizon_panel(by_step: Mapping[tuple[str, str], list[float]]) -> Panel:
         ax.set_ylim(bottom=0)
         ax.margins(x=0.01)
         ax.grid(axis="y", color=palette["grid"], linewidth=0.8, zorder=0)
-        legend(ax, palette)
+        draw_legend(ax, palette)
 
     ends = "; ".join(
         f"{label} from {rows.format_error(values[0])} at the first to {rows.format_error(values[-1])} at the last step"
@@ -269,7 +269,7 @@ def _channel_panel(by_channel: Mapping[tuple[str, str], list[float]], channels: 
         ax.set_xlabel("test MSE")
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
-        legend(ax, palette)
+        draw_legend(ax, palette)
 
     hidden = len(channels) - len(order)
     title = "Test error by channel" if not hidden else f"Test error by channel, the {len(order)} hardest"
@@ -362,12 +362,12 @@ def _learning_panel(
             everything.append(reference)
             ax.axhline(reference, color=palette["zero-shot"], linewidth=1.2, linestyle=(0, (4, 2)), label="zero-shot", zorder=2)
         if min(everything) > 0 and max(everything) / min(everything) > _LOG_RATIO:
-            _log_axis(ax)
+            log_axis(ax)
         _epoch_axis(ax, sorted({epoch for _, points in lines for epoch, _ in points}))
         ax.set_xlabel("epoch")
         ax.set_ylabel(what)
         ax.grid(axis="y", color=palette["grid"], linewidth=0.8, zorder=0)
-        legend(ax, palette)
+        draw_legend(ax, palette)
 
     ends = "; ".join(
         f"{theme.style(run['strategy']).label} seed {run.get('seed')} from {rows.format_error(points[0][1])} "
@@ -385,7 +385,7 @@ def _span(lines: Sequence[Line], reference: float | None) -> float:
     return max(values) - min(values)
 
 
-def _log_axis(ax: Axes) -> None:
+def log_axis(ax: Axes) -> None:
     """A logarithmic axis with a few labels in plain numbers, also where the data spans less than a decade."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -433,7 +433,7 @@ def _forecast_panel(window: ForecastWindow) -> Panel:
         ax.set_xlabel(f"steps after the context ({window.step})" if window.step else "steps after the context")
         ax.grid(axis="y", color=palette["grid"], linewidth=0.8, zorder=0)
         ax.locator_params(axis="y", nbins=5)
-        legend(ax, palette)
+        draw_legend(ax, palette)
 
     errors = ", ".join(
         f"{theme.style(strategy).label} {fmean(abs(p - t) for p, t in zip(values, window.truth, strict=True)):.4g}"
@@ -447,7 +447,7 @@ def _forecast_panel(window: ForecastWindow) -> Panel:
     return Panel(title, alt, draw)
 
 
-def legend(ax: Axes, palette: theme.Palette) -> None:
+def draw_legend(ax: Axes, palette: theme.Palette) -> None:
     """A legend above the axes, read row by row (matplotlib's own order is column by column)."""
     handles, labels = ax.get_legend_handles_labels()
     columns = min(LEGEND_COLUMNS, len(labels))
