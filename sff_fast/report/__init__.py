@@ -25,6 +25,20 @@ __all__ = ["ForecastWindow", "check_packages", "write", "write_landscape"]
 LANDSCAPE = "landscape"
 
 
+_TASK_SECTIONS = {
+    "imputation": (
+        "Imputation on the test part",
+        "In the data's own units. The tuned model shown is the one that validation chose; "
+        "the windows are evenly spaced over time, channels and rates.",
+    ),
+    "anomaly": (
+        "Anomaly scores over the test part",
+        "A segment's score is the mean squared error between the series and what the model expects of it. "
+        "The tuned model shown is the one that validation chose.",
+    ),
+}
+
+
 def check_packages() -> None:
     """Fail now, not after the training, where a package that the report needs is missing.
 
@@ -41,6 +55,8 @@ def write(
     histories: Sequence[History],
     forecasts: Sequence[ForecastWindow] = (),
     *,
+    task: str = "forecast",
+    task_panels: Sequence[panels.Panel] = (),
     title: str = "Fine-tuning report",
     subtitle: str = "",
     arguments: Sequence[str] | None = None,
@@ -56,6 +72,8 @@ def write(
         histories: For each of ``metrics["runs"]``, in that order, its epochs: mappings with ``epoch``,
             ``train_loss`` and ``val_mse``.
         forecasts: Windows to show, in the data's own units.
+        task: What the models were tuned for.
+        task_panels: Drawings of another task than forecasting; written as ``<task>.png`` too.
         title: Heading of the page.
         subtitle: One line under it.
         arguments: Command-line arguments that reproduce the result.
@@ -112,6 +130,7 @@ def write(
             "10 % to its 90 % quantile.",
             shown,
         ),
+        page.Section(task, *_TASK_SECTIONS.get(task, ("", "")), list(task_panels)),
         page.Section(
             "breakdown",
             "Where the errors are",
@@ -137,6 +156,7 @@ def write(
         ("alphas.png", by_alpha, 2),
         ("learning_curves.png", learning, 3),
         ("forecasts.png", shown, 2),
+        (f"{task}.png", list(task_panels), 1 if task == "anomaly" else 2),
     )
     return _files(folder, text, pictures)
 

@@ -28,6 +28,8 @@ class ResultRow:
     seconds: float | None
     peak_bytes: int | None
     chosen: bool
+    #: Position in ``metrics["runs"]``; None for the zero-shot model.
+    index: int | None = None
 
     def cells(self) -> list[str]:
         """The row as text, in the order of :data:`COLUMNS`."""
@@ -109,7 +111,7 @@ def result_rows(metrics: Mapping[str, Any]) -> list[ResultRow]:
     zero_shot = metrics["zero_shot"]
     chosen = best_run(metrics)
     rows = [_row("zero-shot", zero_shot, zero_shot, chosen=False)]
-    rows += [_row(run["strategy"], run, zero_shot, index == chosen) for index, run in tuned_runs(metrics)]
+    rows += [_row(run["strategy"], run, zero_shot, index == chosen, index) for index, run in tuned_runs(metrics)]
     return rows
 
 
@@ -152,7 +154,9 @@ def preferred_alphas(metrics: Mapping[str, Any]) -> dict[str, str]:
     return {name: min(alphas, key=alphas.__getitem__) for name, alphas in means.items()}
 
 
-def _row(strategy: str, result: Mapping[str, Any], zero_shot: Mapping[str, Any], chosen: bool) -> ResultRow:
+def _row(
+    strategy: str, result: Mapping[str, Any], zero_shot: Mapping[str, Any], chosen: bool, index: int | None = None
+) -> ResultRow:
     test_mse, reference = result.get("test_mse"), zero_shot.get("test_mse")
     comparable = strategy != "zero-shot" and _is_finite(test_mse) and _is_finite(reference)
     return ResultRow(
@@ -168,6 +172,7 @@ def _row(strategy: str, result: Mapping[str, Any], zero_shot: Mapping[str, Any],
         seconds=result.get("seconds"),
         peak_bytes=result.get("peak_bytes"),
         chosen=chosen,
+        index=index,
     )
 
 
