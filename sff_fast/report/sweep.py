@@ -154,7 +154,7 @@ def _panel(title: str, points: Sequence[Mapping[str, Any]], lines: Sequence[Mapp
         ax.set_xlabel("alpha, the share of the pre-trained weights")
         ax.set_ylabel("validation MSE")
         ax.grid(axis="y", color=palette["grid"], linewidth=0.8, zorder=0)
-        panels.legend(ax, palette)
+        panels.draw_legend(ax, palette)
 
     told = "; ".join(f"alpha {point['label']} {rows.format_error(point['val_mse_mean'])}" for point in points)
     chosen = next((point["label"] for point in points if point["chosen"]), None)

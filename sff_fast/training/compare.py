@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import tasks
 from ..data import ForecastData
 from ..distributed.group import refuse_several
 from ..errors import ArgumentError, CheckpointError
@@ -83,7 +84,7 @@ def compare(
     refuse_several("a comparison")
     models = PristineModel(make_adapter)
     zero_shot, *tuned = _settings(models.pristine(), strategies, seeds, alphas, options)
-    models.pristine().check_lengths(data.context_length, data.prediction_length)
+    tasks.check(models.pristine(), data)
     folder = None if out is None else check_output(out, resume, overwrite, models.pristine().source)
     heaviest = max((zero_shot, *tuned), key=lambda settings: STRATEGIES[settings.strategy].tunes_fully)
     _, memory = settle(models.pristine(), data, heaviest, options, folder, overwrite)

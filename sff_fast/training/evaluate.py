@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from .. import tasks
 from ..data import ForecastData
 from ..distributed.group import Group
 from ..distributed.parallel import Parallel
 from ..errors import ArgumentError
-from ..metrics import ForecastMetrics, NotFiniteError
+from ..metrics import NotFiniteError
 from ..resident import Ceiling
 from .config import resolve_device
 from .interrupts import StopRequest
@@ -36,7 +37,7 @@ def evaluate(
     group: Group | None = None,
     windows: WindowErrors | None = None,
 ) -> dict[str, Any]:
-    """Forecast every window of a part and measure the error; nothing is dropped.
+    """Give a model every window of a part and measure the error; nothing is dropped.
 
     Args:
         adapter: The model, with the weights that it has; it is moved to the device.
@@ -50,16 +51,16 @@ def evaluate(
         windows: Receives the place, ``mse`` and ``mae`` of every window. Default None.
 
     Returns:
-        ``mse``, ``mae``, ``rmse`` and more, on standardised data, each window with the same weight; see
-        :class:`sff_fast.metrics.ForecastMetrics`.
+        ``mse``, ``mae``, ``rmse`` and more, on standardised data, each window with the same weight; what more depends on
+        the task of the data, see :class:`sff_fast.metrics.ForecastMetrics` for forecasting.
 
     Raises:
-        ArgumentError: The part is unknown, or the lengths do not fit the model.
+        ArgumentError: The part is unknown, or the model cannot do the task, or not with these lengths.
         NotFiniteError: A forecast is NaN or infinite.
     """
     if part not in PARTS:
         raise ArgumentError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    adapter.check_lengths(data.context_length, data.prediction_length)
+    tasks.check(adapter, data)
     device = resolve_device(device)
     adapter.model.to(device)
     progress = Silent() if progress is None else progress
@@ -96,34 +97,33 @@ def evaluate_windows(
 
     The global random generators are as before afterwards, and families that draw samples draw the same ones every time,
     so that when and how often a run validates changes nothing else. Several processes (``parallel``) deal out the batches of
-    one, and each computes the errors of all forecasts. ``record`` receives the
-    error of every window.
+    one, and each computes the errors of all. ``record`` receives the error of every window.
 
     Raises:
         Interrupted: A stop was asked for.
         NotFiniteError: A forecast is NaN or infinite.
     """
     windows = getattr(data, part)
-    metrics = ForecastMetrics(data.prediction_length, len(data.columns))
+    evaluation = tasks.evaluation(data, part)
     parallel = Parallel() if parallel is None else parallel
 
-    def forecast(indices: torch.Tensor) -> torch.Tensor:
-        context = windows.batch(indices).context.to(device)
+    def predict(indices: torch.Tensor) -> Any:
         # A seed of its own for each batch: errors of sampled forecasts must not be the same in all of them.
-        return adapter.forecast(context, data.prediction_length, seed=int(indices[0])).mean.cpu()
+        return evaluation.predict(adapter, windows.batch(indices).to(device), seed=int(indices[0])).to("cpu")
 
     ceiling = Ceiling(_SLACK)
     with seeded(0, device):
-        for indices, prediction in parallel.each(torch.arange(len(windows)).split(batch_size), forecast):
+        for indices, output in parallel.each(torch.arange(len(windows)).split(batch_size), predict):
             batch = windows.batch(indices)
-            errors = metrics.update(prediction, batch.target, batch.channel, batch.index)
+            errors = evaluation.update(output, batch)
             if record is not None:
-                record.add(windows.positions(indices)[0], errors, batch.channel)
+                rows, channel = windows.positions(indices)
+                record.add(rows, errors, channel)
             progress.update(len(indices), stage=part)
             if device == "cpu":
                 ceiling.check()
             stop.check()
-    return metrics.to_json()
+    return evaluation.to_json()
 
 
 def measure(adapter: Any, data: ForecastData, part: str, record: WindowErrors | None = None, **options: Any) -> dict[str, Any]:

@@ -239,6 +239,7 @@ class Trainer:
     def _train_epoch(self, phase: Phase, stepper: Stepper) -> None:
         settings, at = self.settings, self.at
         factor, steps = SCHEDULES[settings.schedule], self._steps(phase)
+        self.data.begin_epoch(settings.seed, at.epoch)
         order = epoch_order(self.windows, settings.seed, at.epoch)
         self.adapter.model.train()
         began = time.monotonic() - at.epoch_seconds

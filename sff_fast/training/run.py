@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import tasks
 from ..data import ForecastData
 from ..distributed.parallel import Parallel, processes
 from ..errors import ArgumentError, CheckpointError
@@ -202,7 +203,7 @@ def finetune(
             checkpoint_every=checkpoint_every,
             **given,
         )
-        adapter.check_lengths(data.context_length, data.prediction_length)
+        tasks.check(adapter, data)
         group, folder = several.group, None
         check_processes(settings.strategy, group.size)
         if out is not None:
@@ -317,16 +318,17 @@ def run_one(
         parallel.place(adapter)
         return_freed_memory()  # of weights that were cast
         if zero_shot is None:
-            zero_shot, of_zero_shot = group.say(_measure_zero_shot(evaluation, settings, data))
+            zero_shot, of_zero_shot = _measure_zero_shot(evaluation, settings, data)
+            zero_shot = group.say(zero_shot)  # times and peaks are those of one process
         prepared = _prepare(adapter, settings, plan, saved)
         # Only now is anything written: what is wrong with the settings or the plan has shown itself.
         if folder is not None and saved is None:
             group.lead(lambda: begin_output(folder, overwrite))
             if memory is not None:
                 write_json(folder / "memory.json", memory)
-            if of_zero_shot is not None and group.writes:
-                of_zero_shot.save(folder / FOLDER / "zero-shot.safetensors")
         writes = folder is not None and group.writes
+        if writes and saved is None and of_zero_shot is not None:
+            of_zero_shot.save(folder / FOLDER / "zero-shot.safetensors")
         log = RunLog(folder / "log.jsonl" if writes else None, 0 if saved is None else saved.content["log_bytes"])
         stack.callback(log.close)
         if saved is None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import tasks
 from ..data import ForecastData
 from ..distributed.group import refuse_several
 from ..errors import ArgumentError, CheckpointError
@@ -119,11 +120,12 @@ def sweep(
         CheckpointError: ``resume`` was given, and ``out`` holds something else.
     """
     options = check_arguments("sweep", make_adapter, options)
+    refuse_several("a sweep")
     if out is None:
         raise ArgumentError("out must be a folder: a sweep keeps the best weights of its runs there until one alpha is chosen")
     refuse_several("a sweep")
     models = PristineModel(make_adapter)
-    models.pristine().check_lengths(data.context_length, data.prediction_length)
+    tasks.check(models.pristine(), data)
     points = make_points(models.pristine(), alphas, groups)
     seeds = list(seeds)
     check_list("seeds", seeds)
