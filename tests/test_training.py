@@ -424,7 +424,7 @@ def test_progress_hears_of_every_window_and_epoch(data):
 def test_the_output_folder_holds_what_the_design_says(data, tmp_path):
     out = tmp_path / "run"
     result = finetune(FakeAdapter.tiny(), data, "lp", epochs=2, batch_size=10, out=out)
-    assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "metrics.json", "model", "state"]
+    assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "metrics.json", "model", "state", "windows"]
     metrics = json.loads((out / "metrics.json").read_text())
     assert {
         "sff_fast",

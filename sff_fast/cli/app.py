@@ -21,8 +21,10 @@ from sff_fast.cli.commands.doctor import doctor
 from sff_fast.cli.commands.evaluate import evaluate
 from sff_fast.cli.commands.finetune import finetune
 from sff_fast.cli.commands.forecast import forecast
+from sff_fast.cli.commands.landscape import landscape
 from sff_fast.cli.commands.plan import plan
 from sff_fast.cli.commands.smooth import smooth
+from sff_fast.cli.commands.sweep import sweep
 from sff_fast.errors import SffFastError
 from sff_fast.version import __version__
 
@@ -69,7 +71,7 @@ def cli(ctx: click.Context) -> None:
         )
 
 
-for _command in (demo, doctor, plan, smooth, finetune, compare, evaluate, forecast, bench):
+for _command in (demo, doctor, plan, smooth, finetune, compare, sweep, evaluate, forecast, landscape, bench):
     cli.add_command(_command)
 
 

@@ -23,6 +23,7 @@ OPTIMIZER_STATES = ("float32", "bfloat16", "int8")
 RNGS = ("philox", "torch")
 FILLS = ("interpolate", "ffill")
 PARALLEL = ("ddp", "fsdp")
+TASKS = ("forecast", "imputation", "anomaly")
 
 COUNT = Integer(1)
 
@@ -59,10 +60,28 @@ data_options = _group(
         default="0.7,0.1,0.2",
         help="ett-hour, ett-minute, or the shares of train, validation and test.",
     ),
-    click.option("--context-length", type=COUNT, metavar="N", required=True, help="Time steps that the model sees."),
-    click.option("--prediction-length", type=COUNT, metavar="N", required=True, help="Time steps to forecast."),
+    click.option("--context-length", type=COUNT, metavar="N", help="Time steps that the model sees; needed to forecast."),
+    click.option("--prediction-length", type=COUNT, metavar="N", help="Time steps to forecast; needed to forecast."),
     click.option("--stride", type=COUNT, metavar="N", default=1, help="Time steps from one window to the next."),
     gap_options,
+)
+
+task_options = _group(
+    click.option("--task", type=click.Choice(TASKS), default="forecast", help="What the model is tuned and tested for."),
+    click.option(
+        "--mask-rate",
+        "mask_rates",
+        type=Numbers(Number(0, 1, open_low=True)),
+        metavar="X,Y,…",
+        show_default="0.25",
+        help="imputation: shares of the patches to hide, 0.125,0.25,0.375,0.5 in the paper.",
+    ),
+    click.option(
+        "--patch-length", type=COUNT, metavar="N", show_default="24", help="imputation: time steps that are hidden together."
+    ),
+    click.option(
+        "--segment-length", type=COUNT, metavar="N", show_default="96", help="anomaly: time steps that get one score together."
+    ),
 )
 
 optimizer_option = click.option(

@@ -12,6 +12,7 @@ import torch
 from sff_fast import backends
 from sff_fast.backends import reference as stream_reference
 from sff_fast.errors import ArgumentError
+from sff_fast.resident import keep_few_kernels
 
 from . import kernels, reference, shards
 from .buckets import Bucket, make_buckets
@@ -137,6 +138,7 @@ class FusedAdamW(torch.optim.Optimizer):
         self._forget_buckets()
         super().__init__(params, defaults)
         if release_gradients:
+            keep_few_kernels()
             self._release_now()
 
     @property
@@ -183,7 +185,8 @@ class FusedAdamW(torch.optim.Optimizer):
     def _release_now(self) -> None:
         # The norm of a bucket needs all of it: then what is incomplete waits for the end of the backward pass.
         by_bucket = self.max_norm is not None and self.clip == "bucket"
-        self._release = GradientRelease(self._run_released, self._buckets, None if by_bucket else self.bucket_bytes)
+        limit = None if by_bucket else self.bucket_bytes
+        self._release = GradientRelease(self._run_released, self._buckets, limit, slack=self.bucket_bytes)
         self._release.attach()
 
     def _buckets(self) -> list[Bucket]:

@@ -14,6 +14,7 @@ import torch
 
 from ..data import ForecastData, epoch_order
 from ..distributed.parallel import Parallel
+from ..resident import return_freed_memory
 from .config import Settings
 from .evaluate import measure
 from .interrupts import Interrupted, StopRequest
@@ -21,7 +22,7 @@ from .log import RunLog, finite
 from .optimizer_state import optimizer_content, restore_optimizer
 from .progress import Progress
 from .recompute import recomputing
-from .runtime import capture_rng, environment, restore_rng, return_freed_memory, seed_all
+from .runtime import capture_rng, environment, restore_rng, seed_all
 from .schedules import SCHEDULES
 from .state import Saved, StateStore, join_tensors, split_tensors
 from .stepping import NotFiniteLossError, Stepper
@@ -238,6 +239,7 @@ class Trainer:
     def _train_epoch(self, phase: Phase, stepper: Stepper) -> None:
         settings, at = self.settings, self.at
         factor, steps = SCHEDULES[settings.schedule], self._steps(phase)
+        self.data.begin_epoch(settings.seed, at.epoch)
         order = epoch_order(self.windows, settings.seed, at.epoch)
         self.adapter.model.train()
         began = time.monotonic() - at.epoch_seconds
@@ -257,6 +259,8 @@ class Trainer:
             self.progress.update(count, stage="train", epoch=at.epoch + 1, loss=value, lr=lr)
             if at.step % LOG_EVERY == 0:
                 self.log.write("step", epoch=at.epoch + 1, step=at.step, loss=value, lr=lr)
+            if at.position == count:
+                return_freed_memory()  # of gradients among which the first step has put the states
             self.stop.check()
             if settings.checkpoint_every is not None and at.step % settings.checkpoint_every == 0:
                 self._save()
@@ -282,7 +286,8 @@ class Trainer:
             self._diverge(f"the forecasts for the validation part are not finite after epoch {at.epoch}")
 
     def _validate(self) -> dict[str, Any]:
-        return measure(
+        return_freed_memory()  # of training steps, in pieces that a forecast's tensors do not fit into
+        metrics = measure(
             self.adapter,
             self.data,
             "val",
@@ -292,6 +297,8 @@ class Trainer:
             progress=self.progress,
             parallel=self.parallel,
         )
+        return_freed_memory()
+        return metrics
 
     def _steps(self, phase: Phase) -> int:
         """Steps that the phase can take."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import tasks
 from ..data import ForecastData
 from ..distributed.parallel import Parallel, processes
 from ..errors import ArgumentError, CheckpointError
 from ..files import read_json, write_json
+from ..resident import keep_few_kernels, return_freed_memory
 from .config import PRECISIONS, Settings, resolve_settings
 from .evaluate import measure
 from .fit import settle
@@ -24,11 +27,14 @@ from .loop import Trainer
 from .output import COMPARISON, begin_output, check_output
 from .progress import Progress, Silent
 from .result import RunResult, build_metrics, zero_shot_entry
-from .runtime import determinism, environment, peak_memory, reset_peak_memory, return_freed_memory, seeded
+from .runtime import determinism, environment, peak_memory, reset_peak_memory, seeded
 from .state import Saved, StateStore
 from .strategies import STRATEGIES, check_processes, check_trainable, is_prepared
-from .verdict import verdict
 from .weights import BestWeights
+from .windows import FOLDER, WindowErrors, load_windows
+
+WEIGHTS = "weights.safetensors"
+"""In a run's folder, its best weights: of runs whose test is left to a sweep."""
 
 
 def finetune(
@@ -197,7 +203,7 @@ def finetune(
             checkpoint_every=checkpoint_every,
             **given,
         )
-        adapter.check_lengths(data.context_length, data.prediction_length)
+        tasks.check(adapter, data)
         group, folder = several.group, None
         check_processes(settings.strategy, group.size)
         if out is not None:
@@ -243,6 +249,8 @@ def run_one(
     keep_state: bool = True,
     memory: dict[str, Any] | None = None,
     parallel: Parallel | None = None,
+    test: bool = True,
+    keep_weights: bool = False,
 ) -> RunResult:
     """One run in a folder that was checked: continued where it holds a state, returned where it is finished.
 
@@ -260,6 +268,8 @@ def run_one(
         keep_model: Whether the model is written.
         keep_state: Whether the last state is kept when the run is finished.
         memory: What becomes ``memory.json``, or None.
+        test: Whether the best weights are tested; without, the test part is not looked at.
+        keep_weights: Whether the best weights are kept in the folder, as :data:`WEIGHTS`.
         parallel: The processes that do it together. Default: this one alone.
 
     Returns:
@@ -297,15 +307,19 @@ def run_one(
         if saved is not None:
             _warn_of_changes(saved)
             zero_shot = saved.content["zero_shot"]
+        of_zero_shot = None if saved is None else load_windows(folder, "zero-shot")
         check_trainable(adapter, settings)
+        if settings.release_gradients:
+            keep_few_kernels()  # before the first evaluation: the optimizer's own call would come too late
         reset_peak_memory(settings.device)
-        progress.start(_total_windows(data, settings, saved, zero_shot), label or settings.strategy)
+        progress.start(_total_windows(data, settings, saved, zero_shot, test), label or settings.strategy)
         stack.callback(progress.close)
         adapter.model.to(settings.device, PRECISIONS[settings.precision])
         parallel.place(adapter)
         return_freed_memory()  # of weights that were cast
         if zero_shot is None:
-            zero_shot = group.say(_measure_zero_shot(evaluation, settings))
+            zero_shot, of_zero_shot = _measure_zero_shot(evaluation, settings, data)
+            zero_shot = group.say(zero_shot)  # times and peaks are those of one process
         prepared = _prepare(adapter, settings, plan, saved)
         # Only now is anything written: what is wrong with the settings or the plan has shown itself.
         if folder is not None and saved is None:
@@ -313,6 +327,8 @@ def run_one(
             if memory is not None:
                 write_json(folder / "memory.json", memory)
         writes = folder is not None and group.writes
+        if writes and saved is None and of_zero_shot is not None:
+            of_zero_shot.save(folder / FOLDER / "zero-shot.safetensors")
         log = RunLog(folder / "log.jsonl" if writes else None, 0 if saved is None else saved.content["log_bytes"])
         stack.callback(log.close)
         if saved is None:
@@ -346,19 +362,28 @@ def run_one(
             else:
                 trainer.begin(zero_shot["metrics"]["val"] if prepared is None else None)
             trainer.run()
-            result = _result(trainer, evaluation("test"), settings, zero_shot, model_directory)
+            tested, windows = measure_test(evaluation, data) if test else ({"mse": None, "mae": None}, None)
+            result = _result(trainer, tested, settings, zero_shot, model_directory)
+            result.windows, result.zero_shot_windows = windows, of_zero_shot
         else:
             if model_directory is not None:
                 parallel.save(adapter, model_directory)
-            result = RunResult.of_zero_shot(zero_shot, settings.seed, model_directory)
+            result = RunResult.of_zero_shot(zero_shot, settings.seed, model_directory, of_zero_shot)
         adapter.model.eval()
         result = group.say(result)  # times and peaks are those of one process
         entries = [result.to_json()] if phases else []
-        result.verdict = verdict(zero_shot, entries)
+        metrics = build_metrics(description, zero_shot, entries, [result.windows] if phases else None, of_zero_shot)
+        if not test:
+            metrics["verdict"] = "Not tested yet: validation decides which runs are."
+        result.verdict = metrics["verdict"]
         log.write("end", verdict=result.verdict, **summary_of(result))
         log.sync()
         if writes:
-            write_json(folder / "metrics.json", build_metrics(description, zero_shot, entries))
+            if phases and result.windows is not None:
+                result.windows.save(folder / FOLDER / "test.safetensors")
+            if keep_weights:
+                os.replace(trainer.best.path, folder / WEIGHTS)
+            write_json(folder / "metrics.json", metrics)
             store.clear(keep=1 if keep_state else 0)
         group.barrier()
         return result
@@ -394,10 +419,19 @@ def _warn_of_changes(saved: Saved) -> None:
         )
 
 
-def _measure_zero_shot(evaluation: Callable[[str], dict[str, Any]], settings: Settings) -> dict[str, Any]:
+def _measure_zero_shot(
+    evaluation: Callable[..., dict[str, Any]], settings: Settings, data: ForecastData
+) -> tuple[dict[str, Any], WindowErrors | None]:
     began = time.monotonic()
-    val, test = evaluation("val"), evaluation("test")
-    return zero_shot_entry(val, test, time.monotonic() - began, peak_memory(settings.device))
+    val, (test, windows) = evaluation("val"), measure_test(evaluation, data)
+    return zero_shot_entry(val, test, time.monotonic() - began, peak_memory(settings.device)), windows
+
+
+def measure_test(evaluation: Callable[..., dict[str, Any]], data: ForecastData) -> tuple[dict[str, Any], WindowErrors | None]:
+    """The test metrics and the error of every window, None for a model whose forecasts are not finite."""
+    windows = WindowErrors(data.context_length + data.prediction_length)
+    test = evaluation("test", windows)
+    return test, windows if len(windows) else None
 
 
 def _prepare(adapter: Any, settings: Settings, plan: Any, saved: Saved | None) -> dict[str, Any] | None:
@@ -449,17 +483,21 @@ def finished_run(folder: Path, identity: Mapping[str, Any]) -> RunResult:
     zero_shot, settings = metrics["zero_shot"], metrics["settings"]
     model = folder / "model" if (folder / "model").exists() else None
     if not metrics["runs"]:
-        return RunResult.of_zero_shot(zero_shot, settings["seed"], model)
+        return RunResult.of_zero_shot(zero_shot, settings["seed"], model, load_windows(folder, "zero-shot"))
     return RunResult(
         **metrics["runs"][0],
         history=read_history(folder / "log.jsonl"),
         zero_shot=zero_shot,
         verdict=metrics["verdict"],
         model_dir=model,
+        windows=load_windows(folder, "test"),
+        zero_shot_windows=load_windows(folder, "zero-shot"),
     )
 
 
-def _total_windows(data: ForecastData, settings: Settings, saved: Saved | None, zero_shot: dict[str, Any] | None) -> int:
+def _total_windows(
+    data: ForecastData, settings: Settings, saved: Saved | None, zero_shot: dict[str, Any] | None, tested: bool
+) -> int:
     """Windows that are trained on or evaluated from here to the end, if nothing stops the run early."""
     strategy = STRATEGIES[settings.strategy]
     train, val, test = len(data.train), len(data.val), len(data.test)
@@ -472,7 +510,7 @@ def _total_windows(data: ForecastData, settings: Settings, saved: Saved | None, 
         per_epoch = -(-train // settings.batch_size)
         epochs = min(epochs, -(-settings.max_steps // per_epoch))
         windows = min(windows, settings.max_steps * settings.batch_size)
-    total += windows + epochs * val + test
+    total += windows + epochs * val + (test if tested else 0)
     if saved is not None:
         at = saved.content["position"]
         return max(0, total - at["epoch"] * (train + val) - at["position"])

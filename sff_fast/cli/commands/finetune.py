@@ -17,6 +17,7 @@ from sff_fast.cli.options import (
     quiet_option,
     seed_option,
     strategy_option,
+    task_options,
     training_options,
 )
 from sff_fast.cli.progress import make_progress
@@ -25,6 +26,7 @@ from sff_fast.cli.progress import make_progress
 @click.command(short_help="Tune one model and test it.")
 @model_options
 @data_options
+@task_options
 @strategy_option
 @alpha_option
 @seed_option
@@ -49,6 +51,10 @@ def finetune(
     fill: str | None,
     drop: bool,
     train_fraction: float,
+    task: str,
+    mask_rates: tuple[float, ...] | None,
+    patch_length: int | None,
+    segment_length: int | None,
     strategy: str,
     out: str,
     resume: bool,
@@ -61,7 +67,7 @@ def finetune(
     """Tune one model, test its best epoch, and say whether it beats the zero-shot model."""
     from sff_fast import report
     from sff_fast.cli import outcome
-    from sff_fast.cli.sources import model_maker, open_data, use_threads
+    from sff_fast.cli.sources import model_maker, open_task, use_threads
     from sff_fast.distributed import join
     from sff_fast.files import check_output_directory, read_json
     from sff_fast.training import finetune as library
@@ -72,7 +78,10 @@ def finetune(
         use_threads(threads)
         make_adapter = model_maker(family, checkpoint, tiny)
         adapter = make_adapter()
-        windows = open_data(adapter, data, split, context_length, prediction_length, stride, fill, drop, train_fraction)
+        own = {"mask_rates": mask_rates, "patch_length": patch_length, "segment_length": segment_length}
+        windows = open_task(
+            task, own, adapter, data, split, context_length, prediction_length, stride, fill, drop, train_fraction=train_fraction
+        )
         result = library(
             adapter,
             windows,
