@@ -304,6 +304,14 @@ def test_a_loss_that_is_linear_in_the_weights_has_no_curvature():
     assert (found.trace, found.trace_error) == (0, 0)
 
 
+def test_where_the_loss_is_not_finite_there_is_no_eigenvalue():
+    adapter = BowlAdapter.tiny()
+    adapter._loss = lambda context, target: adapter.model.layer.weight.square().sum() * math.inf
+    found = curvature(objective_of(adapter), probes=2, seed=0)
+    assert found.top_eigenvalue is None
+    assert not math.isfinite(found.trace)
+
+
 class OnceOnly(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

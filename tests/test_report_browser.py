@@ -14,6 +14,8 @@ from sff_fast import report
 
 NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome", "google-chrome-stable")
 SIZES = {"phone": (390, 844), "desktop": (1280, 900)}
+PATIENCE = 300_000
+"""Milliseconds until a browser that does not come up counts as broken, on however busy a machine."""
 PAGES = ("finetune", "sweep", "landscape")
 
 STICKING_OUT = """() => [...document.querySelectorAll('main *')]
@@ -41,11 +43,13 @@ def browser():
     """A headless browser of the system's, driven by playwright."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: `make browser-driver`")
     path = os.environ.get("SFF_FAST_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None and os.environ.get("SFF_FAST_NO_BROWSER") == "1":
+        pytest.skip("needs hardware: a machine with a browser, or whose package manager has one")
     if path is None:
         pytest.skip(f"no browser on the PATH ({', '.join(NAMES)}): `apt-get install chromium`, or name one in SFF_FAST_BROWSER")
     options = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=options)
+        opened = driver.chromium.launch(executable_path=path, args=options, timeout=PATIENCE)
         yield opened
         opened.close()
 
@@ -91,7 +95,7 @@ def opened(request, browser, folder, size, scheme):
     page.on("request", lambda asked: page.requests.append(asked.url))
     page.on("console", lambda message: page.complaints.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.goto((folder / request.param / "report.html").as_uri(), wait_until="load")
+    page.goto((folder / request.param / "report.html").as_uri(), wait_until="load", timeout=PATIENCE)
     yield page
     context.close()
 
