@@ -124,9 +124,9 @@ def test_a_timer_learns_a_series_of_the_ucr_archive(test_data: Path) -> None:
 
     path = test_data / "ucr" / "136_UCR_Anomaly_InternalBleeding17_1600_3198_3309.txt"
     data = AnomalyData.from_ucr(path, stride=4)
-    assert data.borders.test == (1600, 7501)
+    assert data.borders.test == (1600, 7500)
     result = finetune(tiny("timer"), data, "ff", epochs=10, lr=5e-3, schedule="constant")
     test = result.metrics["test"]
-    assert len(test["segment_scores"]) == 62  # 5901 rows in segments of 96
+    assert len(test["segment_scores"]) == 62  # 5900 rows in segments of 96
     assert test["labelled_segments"] == [16, 17]  # rows 3197 to 3308, counted from 1600
     assert result.val_mse < 0.5 * result.zero_shot["val_mse"]

@@ -221,19 +221,6 @@ def test_the_model_sees_zero_where_points_are_hidden() -> None:
         assert (values[mask] != 0).all()
 
 
-def test_the_errors_of_several_processes_are_those_of_one() -> None:
-    data, adapter = make_data(), Constant(0.3)
-    whole, total = errors_of(adapter, data)[0], tasks.evaluation(data, "test")
-    for half in torch.arange(len(data.test)).chunk(2):
-        one = tasks.evaluation(data, "test")
-        batch = data.test.batch(half)
-        one.update(one.predict(adapter, batch, 0), batch)
-        total.add_sums(one.sums())
-    expected, got = whole.to_json(), total.to_json()
-    for name, value in expected.items():
-        assert got[name] == pytest.approx(value, rel=1e-13), name
-
-
 def test_an_imputed_value_that_is_not_finite_is_refused_and_its_window_named() -> None:
     data = make_data()
     with pytest.raises(NotFiniteError, match=r"not finite in window 0, row [0-9]+, channel 0: the weights have diverged"):

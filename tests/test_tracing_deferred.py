@@ -180,7 +180,7 @@ def test_a_trace_collects_no_old_garbage_and_lets_frozen_objects_be():
         during = []
 
         def factory() -> nn.Module:
-            made = nn.Sequential(*(nn.Linear(2, 2) for _ in range(400)))
+            made = nn.Sequential(*(nn.Linear(2, 2) for _ in range(100)))
             during.extend(generations)
             return made
 

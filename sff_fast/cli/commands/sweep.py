@@ -22,7 +22,7 @@ from sff_fast.cli.progress import make_progress
 from sff_fast.cli.types import GroupAlphas, Names, Number, Numbers
 
 ALPHAS = (0.3, 0.5, 0.7, 0.85, 0.9, 0.95)
-BASELINES = tuple(name for name in STRATEGIES if name not in ("zero-shot", "sff"))
+BASELINES = tuple(name for name in STRATEGIES if name not in ("zero-shot", "sff", "noise", "shrink", "perturb"))
 
 
 @click.command(short_help="Which alpha? Chosen on validation, tested once.")
