@@ -10,7 +10,7 @@ FORMATTED := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' | sort)
 TIDY := $(filter-out %_isa.cpp,$(wildcard csrc/cpu/*.cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models-env models-into-python cuda-tools cuda-tools-if-can gpu-check demo test test-slow test-exhaustive lint tidy format docs mutation bench doctor clean
+.PHONY: help setup models-env models-into-python cuda-tools cuda-tools-if-can browser-driver browser-driver-if-can gpu-check demo test test-slow test-exhaustive lint tidy format docs mutation bench doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -20,6 +20,8 @@ models-env: $(MODELS_ENV)  ## add the packages of the model families (1.8 GB); P
 
 cuda-tools: .venv/.cuda  ## add what the tests read CUDA machine code with, and nvcc where the machine has none
 
+browser-driver: .venv/.browser  ## add what the report's tests drive a browser with; the browser is the system's (chromium)
+
 gpu-check: setup  ## on a machine with a GPU, offline after setup: build, CUDA tests, 1e9 elements against the CPU, bandwidth
 	SFF_FAST_CUDA=on $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	PYTHONPATH=tests $(BIN)/python tools/gpu_check.py
@@ -27,7 +29,7 @@ gpu-check: setup  ## on a machine with a GPU, offline after setup: build, CUDA t
 demo: setup  ## zero-shot, from scratch, full and smoothed fine-tuning on real weather, in a few minutes
 	$(BIN)/sff-fast demo --out runs/demo --overwrite
 
-test: setup .venv/.models cuda-tools-if-can  ## the test suite, with nvcc's code where nvcc is there or can be had
+test: setup .venv/.models cuda-tools-if-can browser-driver-if-can  ## the test suite, with nvcc's code where nvcc is there or can be had
 	$(PYTEST) -m "not slow and not exhaustive"
 
 test-slow: setup .venv/.models .venv/.docs cuda-tools  ## builds, sanitizers, more sizes, kills
@@ -101,3 +103,13 @@ endef
 
 cuda-tools-if-can: .venv/.packages
 	@test -e .venv/.cuda || { $(install-cuda-tools); } || echo "the CUDA tools cannot be installed: tests that need them are skipped"
+
+define install-browser-driver
+$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r requirements/browser.txt && touch .venv/.browser
+endef
+
+.venv/.browser: .venv/.packages requirements/browser.txt
+	$(install-browser-driver)
+
+browser-driver-if-can: .venv/.packages
+	@test -e .venv/.browser || { $(install-browser-driver); } || echo "the browser's driver cannot be installed: tests that need it are skipped"

@@ -97,7 +97,7 @@ def check_increasing(timestamps: np.ndarray, column: str, source: str, place: Pl
         repeated = int((steps == 0).sum())
         raise DataError(
             f"{source!r}, {place(row)}, column {column!r}: the time stamp {stamp} occurs twice"
-            f"{_and_more(repeated)}; remove one of the rows"
+            f"{_and_more(repeated)}; remove one of the rows, or keep the first of each (drop=True, --drop)"
         )
     raise DataError(
         f"{source!r}, {place(row)}, column {column!r}: {stamp} comes after {show_time(timestamps[row - 1])}; "
@@ -173,10 +173,10 @@ def check_long_enough(
         )
 
 
-def check_positive(name: str, value: int) -> None:
-    """Refuse a length that is not a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ArgumentError(f"{name} must be a whole number of at least 1, got {value!r}")
+def check_positive(name: str, value: int, least: int = 1) -> None:
+    """Refuse a length that is not a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def show_time(stamp: np.datetime64) -> str:
