@@ -283,7 +283,19 @@ def test_plan_says_why_a_parameter_is_not_elementwise_and_counts_all_kinds(tmp_p
 def test_help_lists_the_commands_that_work_and_no_others(capsys):
     assert run("--help") == 0
     listed = re.findall(r"^  ([a-z]+) {2,}", capsys.readouterr().out.split("Commands:")[1], re.MULTILINE)
-    assert listed == ["demo", "doctor", "plan", "smooth", "finetune", "compare", "sweep", "evaluate", "forecast", "bench"]
+    assert listed == [
+        "demo",
+        "doctor",
+        "plan",
+        "smooth",
+        "finetune",
+        "compare",
+        "sweep",
+        "evaluate",
+        "forecast",
+        "landscape",
+        "bench",
+    ]
 
 
 def test_no_command_at_all_shows_the_help(capsys):
