@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import nn
 import sff_fast
 from sff_fast.cli import main
 from sff_fast.cli.app import cli
+from sff_fast.demo.shipped import weather_path
 
 PAGES = documentation.pages()
 BLOCKS = [block for page in PAGES for block in documentation.blocks(page)]
@@ -47,12 +49,19 @@ class Net(nn.Module):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """The current folder of a page: a table, a small Timer, and checkpoints of :class:`Net`."""
+    """The current folder of a page: tables, a series with an anomaly, a small Timer, and checkpoints of :class:`Net`."""
     rng = np.random.default_rng(0)
     stamps = np.datetime64("2024-01-01T00", "h") + np.arange(1600)
     load = np.stack([np.sin(np.arange(1600) / 24 * 2 * np.pi), rng.standard_normal(1600)], 1).round(4)
     rows = [f"{str(stamp).replace('T', ' ')}:00,{a},{b}" for stamp, (a, b) in zip(stamps, load)]
     (tmp_path / "load.csv").write_text("\n".join(["date,load,wind", *rows]) + "\n")
+    (tmp_path / "wide.csv").write_text("\n".join(["date,a,b", *rows[:1000]]) + "\n")
+    (tmp_path / "gaps.csv").write_text("\n".join(["date,a,b", *rows[:500], *rows[502:1000]]) + "\n")
+    long = [f"{name},{stamp},{value}" for name, i in (("north", 1), ("south", 2)) for stamp, value in columns(rows[:1000], i)]
+    (tmp_path / "long.csv").write_text("\n".join(["city,time,load", *long]) + "\n")
+    shutil.copy(weather_path(), tmp_path / "weather.csv.gz")
+    waves = np.sin(np.arange(5000) / 20) + 0.01 * np.cos(np.arange(5000) / 7)
+    (tmp_path / "001_UCR_Anomaly_waves_2000_3001_3050.txt").write_text("\n".join(map(repr, waves.tolist())) + "\n")
     sff_fast.tiny("timer").save(tmp_path / "timer.ckpt")
     for name in ("chronos-t5-large", "model-40b"):
         (tmp_path / name).mkdir()
@@ -61,6 +70,11 @@ def folder(tmp_path, monkeypatch) -> Path:
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)
+
+
+def columns(rows: list[str], number: int) -> list[tuple[str, str]]:
+    """The first column and another one of the lines of a table."""
+    return [(fields[0], fields[number]) for fields in (row.split(",") for row in rows)]
 
 
 def run_python(block: Block, names: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
