@@ -32,7 +32,7 @@ demo: setup  ## zero-shot, from scratch, full and smoothed fine-tuning on real w
 test: setup .venv/.models cuda-tools-if-can browser-driver-if-can  ## the test suite, with nvcc's code where nvcc is there or can be had
 	$(PYTEST) -m "not slow and not exhaustive"
 
-test-slow: setup .venv/.models .venv/.docs cuda-tools  ## builds, sanitizers, more sizes, kills
+test-slow: setup .venv/.models .venv/.docs .venv/.lint cuda-tools  ## builds, sanitizers, more sizes, kills
 	$(PYTEST) -m slow
 
 test-exhaustive: setup  ## all input words, 1e8 elements and draws (half an hour or more); writes docs/exhaustive.md

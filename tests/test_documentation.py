@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +24,15 @@ from torch import nn
 import sff_fast
 from sff_fast.cli import main
 from sff_fast.cli.app import cli
-from sff_fast.demo.shipped import weather_path
 
 PAGES = documentation.pages()
 BLOCKS = [block for page in PAGES for block in documentation.blocks(page)]
+ELSEWHERE = {
+    "docs/data.md": "test_docs_commands.py",
+    "docs/integrations.md": "test_docs_integrations.py",
+    "docs/tasks.md": "test_docs_commands.py",
+}
+"""Pages whose blocks another file runs, with data of its own."""
 RUN = {page: [b for b in documentation.blocks(page) if not b.mark and b.language not in ("text", "toml")] for page in PAGES}
 SHORT = ("--epochs", "1", "--max-steps", "2", "--threads", "1", "--device", "cpu")
 TRAINING = ("finetune", "compare")
@@ -49,19 +53,12 @@ class Net(nn.Module):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """The current folder of a page: tables, a series with an anomaly, a small Timer, and checkpoints of :class:`Net`."""
+    """The current folder of a page: a table, a small Timer, and checkpoints of :class:`Net`."""
     rng = np.random.default_rng(0)
     stamps = np.datetime64("2024-01-01T00", "h") + np.arange(1600)
     load = np.stack([np.sin(np.arange(1600) / 24 * 2 * np.pi), rng.standard_normal(1600)], 1).round(4)
     rows = [f"{str(stamp).replace('T', ' ')}:00,{a},{b}" for stamp, (a, b) in zip(stamps, load)]
     (tmp_path / "load.csv").write_text("\n".join(["date,load,wind", *rows]) + "\n")
-    (tmp_path / "wide.csv").write_text("\n".join(["date,a,b", *rows[:1000]]) + "\n")
-    (tmp_path / "gaps.csv").write_text("\n".join(["date,a,b", *rows[:500], *rows[502:1000]]) + "\n")
-    long = [f"{name},{stamp},{value}" for name, i in (("north", 1), ("south", 2)) for stamp, value in columns(rows[:1000], i)]
-    (tmp_path / "long.csv").write_text("\n".join(["city,time,load", *long]) + "\n")
-    shutil.copy(weather_path(), tmp_path / "weather.csv.gz")
-    waves = np.sin(np.arange(5000) / 20) + 0.01 * np.cos(np.arange(5000) / 7)
-    (tmp_path / "001_UCR_Anomaly_waves_2000_3001_3050.txt").write_text("\n".join(map(repr, waves.tolist())) + "\n")
     sff_fast.tiny("timer").save(tmp_path / "timer.ckpt")
     for name in ("chronos-t5-large", "model-40b"):
         (tmp_path / name).mkdir()
@@ -70,11 +67,6 @@ def folder(tmp_path, monkeypatch) -> Path:
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)
-
-
-def columns(rows: list[str], number: int) -> list[tuple[str, str]]:
-    """The first column and another one of the lines of a table."""
-    return [(fields[0], fields[number]) for fields in (row.split(",") for row in rows)]
 
 
 def run_python(block: Block, names: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +83,10 @@ def run_command(command: list[str]) -> None:
     assert main([*command[1:], *(SHORT if command[1] in TRAINING else ())]) == 0, " ".join(command)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if RUN[p]], ids=lambda p: p.relative_to(ROOT).as_posix())
+HERE = [page for page in PAGES if RUN[page] and page.relative_to(ROOT).as_posix() not in ELSEWHERE]
+
+
+@pytest.mark.parametrize("page", HERE, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_the_code_of_a_page_runs(page, folder, monkeypatch):
     if "families" in page.parts:
         package = sff_fast.families()[page.stem].adapter.module
@@ -156,6 +151,11 @@ def test_blocks_are_found_with_their_marks_and_formulas_are_none(tmp_path, monke
     assert shell.commands == [["make", "demo"], ["sff-fast", "demo", "--out", "x"]]
 
 
+def test_pages_that_are_run_elsewhere_are_named_there():
+    for page, file in ELSEWHERE.items():
+        assert Path(page).name in (ROOT / "tests" / file).read_text(), page
+
+
 def test_a_mark_says_a_reason_in_words():
     for block in BLOCKS:
         assert not block.mark or len(block.reason.split()) >= 3, str(block)
@@ -184,8 +184,9 @@ def test_the_site_builds_without_a_warning_and_its_pages_fetch_nothing(tmp_path)
     reference = (tmp_path / "reference" / "cli.html").read_text()
     for name, command in cli.commands.items():
         assert f'id="{name}"' in reference
-        assert all(option.opts[0] in reference for option in command.params), name
+        for option in command.params:
+            assert (option.opts[0] if isinstance(option, click.Option) else option.name.upper()) in reference, (name, option.opts)
     python = (tmp_path / "reference" / "python.html").read_text()
     homes = {name: home for home, names in sff_fast._EXPORTS.items() for name in names}
-    missing = [name for name in homes if not re.search(rf'id="sff_fast\.[\w.]*\b{name}"', python)]
-    assert missing == ["STREAM_VERSION"]
+    missing = {name for name in homes if not re.search(rf'id="sff_fast\.[\w.]*\b{name}"', python)}
+    assert missing == {"STREAM_VERSION"}, f"add to docs/reference/python.md: {missing}"
