@@ -60,8 +60,11 @@ coverage: setup .venv/.models .venv/.lint  ## lines that the tests run: Python u
 	$(BIN)/cmake -S . -B build/gcov -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DSFF_NATIVE_TESTS=ON \
 		-DCMAKE_CXX_FLAGS="--coverage -fprofile-update=atomic" -DCMAKE_CXX_FLAGS_RELEASE=-O0 >/dev/null
 	$(BIN)/cmake --build build/gcov --target driver
-	build/gcov/driver fuzz 1 2000 400 2
-	$(BIN)/gcovr --root . --filter csrc/ build/gcov
+	build/gcov/driver fuzz 1 20000 400 2
+	build/gcov/driver fuzz 2 20 300000 3
+	PYTHONPATH=tests $(BIN)/python -c "import driver; open('build/gcov/vectors', 'wb').write(b''.join(driver.vectors()))"
+	build/gcov/driver vectors build/gcov/vectors
+	$(BIN)/gcovr --root . --merge-lines --filter csrc/ --exclude '.*adamw.*' --exclude '.*quantize.*' build/gcov
 	SFF_FAST_TEST_DATA="$(DATA)" $(BIN)/coverage run -m pytest -m "not slow and not exhaustive"
 	$(BIN)/coverage report
 
