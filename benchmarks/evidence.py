@@ -135,13 +135,6 @@ class Setting:
         """The windows."""
         return self.make_data(self.fraction)
 
-    @functools.cached_property
-    def blind(self) -> ForecastData:
-        """The windows with the validation part in the test part's place: what a trial sees."""
-        data = self.make_data(self.fraction)
-        data.test = data.val
-        return data
-
     def describe(self) -> dict[str, Any]:
         """What a point is measured under; points of other budgets are other points."""
         return {"protocol": PROTOCOL, "setting": self.name, "steps": self.steps, "batch_size": self.batch_size, "trials": TRIALS}
@@ -237,8 +230,7 @@ def measure(setting: Setting, strategy: str, stage: str, number: int, options: M
         measured = {f"{part}_{kind}": errors[kind] for part, errors in (("val", val), ("test", test)) for kind in ("mse", "mae")}
         point["windows"] = {part: len(getattr(setting.data, part)) for part in ("train", "val", "test")}
     else:
-        data = setting.blind if stage == "search" else setting.data
-        per_epoch = -(-len(data.train) // setting.batch_size)
+        per_epoch = -(-len(setting.data.train) // setting.batch_size)
         arguments = {
             **_DEFAULTS,
             "strategy": strategy,
@@ -251,9 +243,12 @@ def measure(setting: Setting, strategy: str, stage: str, number: int, options: M
             **options,
         }
         settings = resolve_settings(adapter, **arguments)
-        result = run_one(adapter, data, settings, None, stop=StopRequest(), progress=Silent(), zero_shot=zero_shot)
+        final = stage == "final"
+        result = run_one(
+            adapter, setting.data, settings, None, stop=StopRequest(), progress=Silent(), zero_shot=zero_shot, test=final
+        )
         measured = {"val_mse": result.val_mse, "best_epoch": result.best_epoch}
-        if stage == "final":
+        if final:
             measured |= {"test_mse": result.test_mse, "test_mae": result.test_mae}
     return {**point, **measured, "cpu_seconds": round(time.process_time() - began, 1), **_machine()}
 

@@ -8,7 +8,15 @@ import re
 import shutil
 
 import pytest
-from report_cases import make_histories, make_landscape, make_metrics, make_run, make_sweep, make_window
+from report_cases import (
+    make_comparison,
+    make_histories,
+    make_landscape,
+    make_metrics,
+    make_run,
+    make_sweep,
+    make_window,
+)
 
 from sff_fast import report
 
@@ -16,7 +24,7 @@ NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chro
 SIZES = {"phone": (390, 844), "desktop": (1280, 900)}
 PATIENCE = 300_000
 """Milliseconds until a browser that does not come up counts as broken, on however busy a machine."""
-PAGES = ("finetune", "sweep", "landscape")
+PAGES = ("finetune", "compare", "sweep", "landscape")
 
 STICKING_OUT = """() => [...document.querySelectorAll('main *')]
     .filter(e => !e.closest('.scroll table') && !e.closest('svg') && e.getBoundingClientRect().right > innerWidth + 0.5)
@@ -67,10 +75,11 @@ def folder(tmp_path_factory):
     facts = {"plan_hash": "0123456789abcdef" * 4}
     options = {"title": "timer on weather.csv: fine-tuning", "subtitle": "96 steps of context", "facts": facts}
     report.write(out / "finetune", finetune, make_histories(finetune), shown[:1], arguments=["finetune"], **options)
-    sweep = make_sweep()
-    (out / "sweep" / "landscape").mkdir()
-    (out / "sweep" / "landscape" / "metrics.json").write_text(json.dumps(make_landscape()))
-    report.write(out / "sweep", sweep, make_histories(sweep), shown, arguments=command, **options)
+    compare, sweep = make_comparison(), make_sweep()
+    (out / "compare" / "landscape").mkdir()
+    (out / "compare" / "landscape" / "metrics.json").write_text(json.dumps(make_landscape()))
+    report.write(out / "compare", compare, make_histories(compare), shown, arguments=command, **options)
+    report.write(out / "sweep", sweep, make_histories(sweep), shown, arguments=["sweep"], **options)
     report.write_landscape(out / "landscape", make_landscape(21), arguments=["landscape", *command[1:]], facts=facts)
     return out
 

@@ -49,7 +49,10 @@ def test_evaluate_prints_what_the_library_measures(waves: Path, spike: Path, cap
     rates = ("--task", "imputation", "--mask-rate", "0.125,0.5", "--stride", "20", "--json")
     assert main(["evaluate", *TIMER, "--data", str(waves), *rates]) == 0
     data = ImputationData(read_table(waves), "0.7,0.1,0.2", stride=20, mask_rates=(0.125, 0.5))
-    assert json.loads(capsys.readouterr().out)["metrics"] == evaluate(tiny("timer"), data)
+    measured = json.loads(capsys.readouterr().out)["metrics"]
+    assert measured == evaluate(tiny("timer"), data)
+    assert main(["evaluate", *TIMER, "--data", str(waves), *rates[:-1]]) == 0
+    assert f"MSE 0.5    {measured['mse_per_rate']['0.5']:.4f}\n" in capsys.readouterr().out
     lengths = ("--context-length", "288", "--segment-length", "96")
     assert main(["evaluate", *TIMER, "--task", "anomaly", "--data", str(spike), *lengths]) == 0
     shown = capsys.readouterr().out

@@ -147,6 +147,12 @@ def test_a_table_too_short_for_a_window_is_named() -> None:
     with pytest.raises(DataError, match=message):
         make_data(191)
     assert len(make_data(192).train) == 2
+    shares = {"context_length": 48, "patch_length": 12, "mask_rates": (0.25,)}
+    with pytest.raises(DataError, match="test part has 48 rows with its context, one window needs 48 and one row of the part"):
+        ImputationData(make_table(99), (0.98, 0.01, 0.01), **shares)
+    with pytest.raises(DataError, match="the table needs at least 100 rows and has 99"):
+        ImputationData(make_table(99), (0.98, 0.01, 0.01), **shares)
+    assert len(ImputationData(make_table(100), (0.98, 0.01, 0.01), **shares).test) == 2 * 2
     with pytest.raises(ArgumentError, match="prediction_length must be a whole number of at least 1, got 0"):
         ForecastData(make_table(100), "0.5,0.25,0.25", 16, 0)
 
