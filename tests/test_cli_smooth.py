@@ -155,7 +155,10 @@ def test_a_pipe_gives_the_bits_of_files_in_both_directions(checkpoint, monkeypat
         (lambda data: data[:-7], "standard input ended 7 bytes too early"),
         (lambda data: data + b"x", "standard input goes on behind the end of the safetensors file"),
         (lambda data: data[:8] + b"[" + data[9:], "its header does not say where tensors lie"),
-        (lambda data: data[:8] + data[8:].replace(b'"data_offsets":[0,', b'"data_offsets":[9,', 1), "is no valid safetensors file"),
+        (
+            lambda data: data[:8] + data[8:].replace(b'"data_offsets":[0,', b'"data_offsets":[9,', 1),
+            "is no valid safetensors file",
+        ),
     ],
 )
 def test_what_is_no_checkpoint_in_a_pipe_gives_no_byte_out(checkpoint, monkeypatch, capfd, damage, message):
@@ -193,5 +196,7 @@ def test_a_reader_that_is_gone_is_one_line(checkpoint, monkeypatch, capfd):
             raise BrokenPipeError(32, "Broken pipe")
 
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(Gone()))
-    assert main(["smooth", str(checkpoint / "in/model.safetensors"), "-", "--plan", str(checkpoint / "plan.json"), "--quiet"]) == 2
+    assert (
+        main(["smooth", str(checkpoint / "in/model.safetensors"), "-", "--plan", str(checkpoint / "plan.json"), "--quiet"]) == 2
+    )
     assert "cannot write to standard output: broken pipe" in capfd.readouterr().err

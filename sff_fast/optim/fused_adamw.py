@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ import torch
 from sff_fast import backends
 from sff_fast.backends import reference as stream_reference
 from sff_fast.errors import ArgumentError
+from sff_fast.resident import keep_few_kernels
 
 from . import kernels, reference, shards
 from .buckets import Bucket, make_buckets
@@ -24,6 +27,10 @@ from .torch_state import match_groups, merged_group, torch_state_dict
 BUCKET_BYTES = 32 << 20
 """Bytes of parameters in a bucket: what release_gradients holds at once, besides the layer in flight."""
 
+OPTIMIZERS: weakref.WeakValueDictionary[int, FusedAdamW] = weakref.WeakValueDictionary()
+"""Living optimizers by the number under which compiled functions know them."""
+
+_handles = itertools.count()
 _OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes", "offload")
 
 
@@ -137,6 +144,7 @@ class FusedAdamW(torch.optim.Optimizer):
         self._forget_buckets()
         super().__init__(params, defaults)
         if release_gradients:
+            keep_few_kernels()
             self._release_now()
 
     @property
@@ -175,6 +183,8 @@ class FusedAdamW(torch.optim.Optimizer):
 
     def _forget_buckets(self) -> None:
         """Buckets are made when they are needed, and take over what ``self.state`` holds."""
+        self._handle = next(_handles)
+        OPTIMIZERS[self._handle] = self
         self._bucketed: list[tuple[dict[str, object], list[torch.Tensor], list[Bucket]]] = []
         self._release: GradientRelease | None = None
         self._pipes: dict[torch.device, Pipe] = {}
@@ -183,7 +193,8 @@ class FusedAdamW(torch.optim.Optimizer):
     def _release_now(self) -> None:
         # The norm of a bucket needs all of it: then what is incomplete waits for the end of the backward pass.
         by_bucket = self.max_norm is not None and self.clip == "bucket"
-        self._release = GradientRelease(self._run_released, self._buckets, None if by_bucket else self.bucket_bytes)
+        limit = None if by_bucket else self.bucket_bytes
+        self._release = GradientRelease(self._run_released, self._buckets, limit, slack=self.bucket_bytes)
         self._release.attach()
 
     def _buckets(self) -> list[Bucket]:
@@ -234,6 +245,13 @@ class FusedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling() and self._release is None and not self.offload:
+            self._step_as_operator()
+            return loss
+        self._step_now()
+        return loss
+
+    def _step_now(self) -> None:
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if self._release is not None:
             if grad_scale is not None or found_inf is not None:
@@ -243,11 +261,47 @@ class FusedAdamW(torch.optim.Optimizer):
                 )
             self._release.attach()
             self._release.flush()
-            return loss
-        if found_inf is not None and float(found_inf) != 0:
-            return loss
-        self._run(self._buckets(), 1.0 if grad_scale is None else 1.0 / float(grad_scale))
-        return loss
+        elif found_inf is None or float(found_inf) == 0:
+            self._run(self._buckets(), 1.0 if grad_scale is None else 1.0 / float(grad_scale))
+
+    def _step_as_operator(self) -> None:
+        """The step as one operator of the graph that torch.compile is making."""
+        from sff_fast.ops import optimizer_step_
+
+        params, grads, places, place = [], [], [], 0
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    params.append(p.detach())
+                    grads.append(p.grad)
+                    places.append(place)
+                place += 1
+        optimizer_step_(params, grads, places, self._handle)
+
+    def step_given(self, values: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], places: Sequence[int]) -> None:
+        """One step with gradients that are not the parameters' ``.grad`` yet, as in a compiled function.
+
+        Args:
+            values: The parameters' present values; a compiler may have made copies of them, which are stepped too.
+            grads: The gradients.
+            places: Which parameters these are, counted over all groups; the others have no gradient.
+        """
+        params = [p for group in self.param_groups for p in group["params"]]
+        before = [p.grad for p in params]
+        copies = [(params[i], value) for i, value in zip(places, values) if value.data_ptr() != params[i].data_ptr()]
+        for p in params:
+            p.grad = None
+        try:
+            for p, value in copies:
+                p.copy_(value)
+            for i, grad in zip(places, grads):
+                params[i].grad = grad
+            self._step_now()
+            for p, value in copies:
+                value.copy_(p)
+        finally:
+            for p, grad in zip(params, before):
+                p.grad = grad
 
     def backward(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Forward and backward pass of one step; with release_gradients and global clipping twice.

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import torch
 
+from sff_fast.resident import Ceiling, return_freed_memory
+
 from .buckets import Bucket
 from .shards import Layout, is_sharded, local
 
@@ -33,12 +35,19 @@ class GradientRelease:
         buckets: Gives all buckets of the optimizer, as they are now.
         limit: Bytes of gradients that may wait for their buckets to be complete; beyond them all that wait are stepped, as
             they must be where experts that were not chosen leave every bucket incomplete. None: no limit.
+        slack: Bytes of freed memory on the CPU that may stay resident during a backward pass. glibc's heap keeps the
+            pieces that freed activations and gradients leave, and the next ones may not fit into them.
     """
 
     def __init__(
-        self, step: Callable[[list[Bucket], bool], None], buckets: Callable[[], list[Bucket]], limit: int | None
+        self,
+        step: Callable[[list[Bucket], bool], None],
+        buckets: Callable[[], list[Bucket]],
+        limit: int | None,
+        slack: int,
     ) -> None:
         self._step, self._buckets, self._limit = step, buckets, limit
+        self._ceiling = Ceiling(slack)
         self._handles: dict[int, torch.utils.hooks.RemovableHandle] = {}
         self._home: dict[int, tuple[Bucket, int]] = {}
         self._came: dict[int, set[int]] = {}  # parameters of each bucket whose gradient came in this backward pass
@@ -104,6 +113,8 @@ class GradientRelease:
     def _end_of_backward(self) -> None:
         """Step buckets some of whose parameters took no part in the backward pass."""
         self._step_left(in_backward=True)
+        if any(bucket.device.type == "cpu" for bucket in self._buckets()):
+            return_freed_memory()  # or the next forward pass would take new memory beside it
 
     def _step_left(self, in_backward: bool) -> None:
         self._flush_queued = False
@@ -124,6 +135,7 @@ class GradientRelease:
             return
         if not self._flush_queued:
             self._flush_queued = True
+            self._ceiling.begin()
             torch.autograd.Variable._execution_engine.queue_callback(self._end_of_backward)
         came = self._came[id(bucket)]
         came.add(id(p))
@@ -159,3 +171,5 @@ class GradientRelease:
         for bucket in buckets:
             for p in bucket.params:
                 p.grad = None
+        if in_backward and any(bucket.device.type == "cpu" for bucket in buckets):
+            self._ceiling.check()

@@ -13,6 +13,7 @@ from ..data import ForecastData
 from ..errors import ArgumentError, CheckpointError
 from ..files import read_json
 from ..optim import default_optimizer, has_states
+from ..resident import keep_few_kernels
 from .config import EVAL_BATCH_SIZE, Settings
 from .memory import Footprint, MemoryModel
 from .recompute import can_recompute
@@ -54,6 +55,7 @@ def fit_settings(
     Raises:
         ArgumentError: Nothing fits; the message says what the least is.
     """
+    keep_few_kernels()
     fixed = {name for name in CHOSEN if given.get(name) is not None}
     least: tuple[Settings, Footprint] | None = None
     for precision, ways in itertools.groupby(_ways(adapter, settings, fixed), key=lambda way: way.precision):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
-import resource
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from ..resident import peak_resident_memory
 
 
 def capture_rng(device: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -122,31 +121,6 @@ def reset_peak_memory(device: str) -> None:
 def peak_memory(device: str) -> int:
     """Peak memory since the last reset, in bytes.
 
-    On CUDA the peak that torch allocated on the device. On the CPU the process's peak resident set: ``VmHWM`` of
-    ``/proc/self/status`` on Linux, elsewhere ``getrusage``, which counts from the start of the process.
+    On CUDA the peak that torch allocated on the device, on the CPU the process's peak resident set.
     """
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def resident_memory() -> int:
-    """Resident memory of this process in bytes; where the system does not tell, its peak so far."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
-    return peak_memory("cpu")
-
-
-def return_freed_memory() -> None:
-    """Give memory that was freed back to the system, where the C library keeps it and can be asked to (glibc)."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    return torch.cuda.max_memory_allocated(device) if device != "cpu" else peak_resident_memory()
