@@ -179,7 +179,12 @@ def test_a_table_that_cannot_be_used(tmp_path, capsys, case):
     content, names = CSV[case]
     path = tmp_path / "case.csv"
     path.write_bytes(content)
-    refused(tmp_path, ["forecast", *TIMER, "--data", path, *LENGTHS, "--out", tmp_path / "out.csv"], rf"case\.csv.*({names})|({names}).*case\.csv", capsys)
+    refused(
+        tmp_path,
+        ["forecast", *TIMER, "--data", path, *LENGTHS, "--out", tmp_path / "out.csv"],
+        rf"case\.csv.*({names})|({names}).*case\.csv",
+        capsys,
+    )
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -211,7 +216,12 @@ def test_a_parquet_file_that_cannot_be_used(tmp_path, capsys, case):
     make, names = FRAMES[case]
     path = tmp_path / "case.parquet"
     pd.DataFrame(make()).to_parquet(path)
-    refused(tmp_path, ["forecast", *TIMER, "--data", path, *LENGTHS, "--out", tmp_path / "out.csv"], rf"case\.parquet.*({names})", capsys)
+    refused(
+        tmp_path,
+        ["forecast", *TIMER, "--data", path, *LENGTHS, "--out", tmp_path / "out.csv"],
+        rf"case\.parquet.*({names})",
+        capsys,
+    )
 
 
 OTHER_FILES: dict[str, tuple[str, bytes]] = {
@@ -331,7 +341,12 @@ def test_a_plan_that_cannot_be_used(made, tmp_path, capsys, case):
     content = json.loads((made / "plan.json").read_text())
     edit(content)
     (tmp_path / "plan.json").write_text(json.dumps(content))
-    refused(tmp_path, ["smooth", made / "in.safetensors", tmp_path / "out.safetensors", "--plan", tmp_path / "plan.json", "--quiet"], names, capsys)
+    refused(
+        tmp_path,
+        ["smooth", made / "in.safetensors", tmp_path / "out.safetensors", "--plan", tmp_path / "plan.json", "--quiet"],
+        names,
+        capsys,
+    )
 
 
 PLAN_TEXTS: dict[str, tuple[bytes, str]] = {
@@ -352,12 +367,21 @@ PLAN_TEXTS: dict[str, tuple[bytes, str]] = {
 def test_a_text_that_is_no_plan(made, tmp_path, capsys, case):
     content, names = PLAN_TEXTS[case]
     (tmp_path / "plan.json").write_bytes(content)
-    refused(tmp_path, ["smooth", made / "in.safetensors", tmp_path / "out.safetensors", "--plan", tmp_path / "plan.json"], names, capsys)
+    refused(
+        tmp_path,
+        ["smooth", made / "in.safetensors", tmp_path / "out.safetensors", "--plan", tmp_path / "plan.json"],
+        names,
+        capsys,
+    )
 
 
 # ---------------------------------------------------------------------- safetensors
 def tensor(dtype: Any = "F32", shape: Any = (3,), offsets: Any = (0, 12)) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": list(shape) if isinstance(shape, tuple) else shape, "data_offsets": list(offsets) if isinstance(offsets, tuple) else offsets}
+    return {
+        "dtype": dtype,
+        "shape": list(shape) if isinstance(shape, tuple) else shape,
+        "data_offsets": list(offsets) if isinstance(offsets, tuple) else offsets,
+    }
 
 
 def file_of(header: Any, data: int = 12, length: int | None = None) -> bytes:
@@ -415,7 +439,12 @@ SAFETENSORS: dict[str, tuple[bytes, str]] = {
 def test_a_checkpoint_that_cannot_be_used(made, tmp_path, capsys, case):
     content, names = SAFETENSORS[case]
     (tmp_path / "case.safetensors").write_bytes(content)
-    refused(tmp_path, ["smooth", tmp_path / "case.safetensors", tmp_path / "out.safetensors", "--plan", made / "plan.json"], names, capsys)
+    refused(
+        tmp_path,
+        ["smooth", tmp_path / "case.safetensors", tmp_path / "out.safetensors", "--plan", made / "plan.json"],
+        names,
+        capsys,
+    )
 
 
 # ---------------------------------------------------------------------- options
@@ -447,7 +476,19 @@ FINETUNE = [
 
 @pytest.mark.parametrize(("option", "value", "names"), FINETUNE, ids=[f"{option} {value!r}" for option, value, _ in FINETUNE])
 def test_an_option_out_of_range(made, tmp_path, capsys, option, value, names):
-    arguments = ["finetune", *TIMER, "--data", made / "good.csv", *LENGTHS, "--device", "cpu", "--out", tmp_path / "out", option, value]
+    arguments = [
+        "finetune",
+        *TIMER,
+        "--data",
+        made / "good.csv",
+        *LENGTHS,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "out",
+        option,
+        value,
+    ]
     refused(tmp_path, arguments, names, capsys)
 
 

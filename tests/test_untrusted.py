@@ -136,7 +136,9 @@ def test_the_package_unpickles_nowhere_and_asks_for_no_remote_code():
 
 
 # ---------------------------------------------------------------------- paths
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "sub/a.safetensors", "..", "", "a.bin", "a.safetensors/"])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "sub/a.safetensors", "..", "", "a.bin", "a.safetensors/"]
+)
 def test_an_index_may_name_files_of_its_own_folder_alone(folder, name):
     save_file({"weight": torch.ones(2, 3)}, folder / "secret.safetensors")
     write_index(folder / "in", {"weight": name, "bias": "b.safetensors"})

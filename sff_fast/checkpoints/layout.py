@@ -92,8 +92,8 @@ def _check_link(file: Path, source: Path) -> None:
     target = file.resolve()
     if not target.is_relative_to(root):
         raise CheckpointError(
-            f"{str(file)!r} is a link out of the checkpoint, to {str(target)!r}, and would be copied with it: remove the link, or "
-            "put the file itself there"
+            f"{str(file)!r} is a link out of the checkpoint, to {str(target)!r}, and would be copied with it: remove the link, "
+            "or put the file itself there"
         )
 
 

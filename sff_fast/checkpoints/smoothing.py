@@ -199,8 +199,8 @@ def _check_own_files(layout: Layout) -> None:
     for shard in layout.shards:
         if shard.path.is_symlink():
             raise CheckpointError(
-                f"{str(shard.path)!r} is a link to {str(shard.path.resolve())!r}, which others may use: smooth into a new folder, or "
-                "that file itself in place"
+                f"{str(shard.path)!r} is a link to {str(shard.path.resolve())!r}, which others may use: smooth into a "
+                "new folder, or that file itself in place"
             )
 
 

@@ -63,8 +63,8 @@ def _check_links(folder: Path) -> None:
         for one in (path, *inside):
             if one.is_symlink() and not one.resolve().is_relative_to(root):
                 raise OutputError(
-                    f"{str(one)!r} is a link out of the output folder, to {str(one.resolve())!r}, where a run does not write: remove "
-                    "it, or choose another folder"
+                    f"{str(one)!r} is a link out of the output folder, to {str(one.resolve())!r}, where a run does not "
+                    "write: remove it, or choose another folder"
                 )
 
 
