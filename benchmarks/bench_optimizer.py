@@ -19,13 +19,15 @@ import argparse
 import importlib
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import torch
-from timing import interleaved, ratio, write_rows
+from timing import interleaved, latest_by, ratio, replace_table, write_rows
 
 import sff_fast
 
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "optimizer.md"
 CASES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TENSORS = 321
 LIMITS = {
@@ -148,8 +150,32 @@ def measure(case: str, dtype: torch.dtype, elements: int, runs: int, threads: in
     return rows
 
 
+def table(rows: Iterable[Mapping[str, str]]) -> list[str]:
+    """The lines of the table in docs/optimizer.md."""
+    lines = [
+        "| parameters | step | threads | ns an element | over torch fused | over the limit | limit of this project |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        must = f"{row['ratio']} of {row['of']}, must be {row['must']}" + (" (missed)" if row["holds"] == "no" else "")
+        if row["must"].startswith(">="):
+            must = f"{row['of']} is {row['ratio']} times as fast, must be {row['must']}" + (
+                " (missed)" if row["holds"] == "no" else ""
+            )
+        cells = (row["contender"], row["threads"], row["ns_per_element"], row["over_torch"], row["over_limit"])
+        lines.append(f"| {row['case']} | {' | '.join(cells)} | {must if row['must'] else ''} |")
+    return lines
+
+
+def write_table() -> None:
+    """The newest rows into docs/optimizer.md."""
+    rows = latest_by("optimizer", "case", "contender", "threads").values()
+    DOCS.write_text(replace_table(DOCS.read_text(), "speed", table(rows)))
+    print(f"written to {DOCS}")
+
+
 def main() -> None:
-    """Run all cases, print them, and append them to benchmarks/results/optimizer.csv."""
+    """Run all cases, print them, append them to benchmarks/results/optimizer.csv and write the table in docs/optimizer.md."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--elements", type=float, default=1e8, help="parameters (default 1e8)")
     parser.add_argument("--runs", type=int, default=7, help="counted rounds (default 7)")
@@ -171,6 +197,7 @@ def main() -> None:
                 )
     if not settings.no_csv:
         print(f"written to {write_rows('optimizer', rows)}")
+        write_table()
 
 
 if __name__ == "__main__":

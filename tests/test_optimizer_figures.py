@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import re
+import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import bench_loop  # noqa: E402
+import bench_optimizer  # noqa: E402
+from timing import latest_by, replace_table  # noqa: E402
+
 DOCS = (ROOT / "docs" / "optimizer.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
-def _latest(name: str, *key: str) -> dict[tuple[str, ...], dict[str, str]]:
-    """The newest row of each case."""
-    with (ROOT / "benchmarks" / "results" / f"{name}.csv").open(newline="") as file:
-        return {tuple(row[column] for column in key): row for row in csv.DictReader(file)}
-
-
-MEMORY = _latest("memory", "case", "way")
+MEMORY = latest_by("memory", "case", "way")
 NAMES = {
     "chronos-t5-large": "Chronos-T5-large",
     "moirai-moe-base": "MOIRAI-MoE-base",
@@ -62,3 +64,22 @@ def test_the_losses_of_the_four_billion_are_those_of_the_benchmark() -> None:
     assert float(row["last_loss"]) < float(row["first_loss"])
     text = " ".join(DOCS.split())
     assert f"the loss falls from {float(row['first_loss']):.2f} to {float(row['last_loss']):.2f}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "key"),
+    [
+        ("speed", bench_optimizer, ("optimizer", "case", "contender", "threads")),
+        ("loop", bench_loop, ("loop", "case", "threads")),
+    ],
+)
+def test_the_tables_of_time_are_those_of_the_benchmarks(name: str, module: object, key: tuple[str, ...]) -> None:
+    assert replace_table(DOCS, name, module.table(latest_by(*key).values())) == DOCS
+
+
+def test_a_table_is_replaced_up_to_the_next_empty_line() -> None:
+    page = "a\n<!-- x: command -->\n| old |\n| older |\n\nb\n\nc\n"
+    assert replace_table(page, "x", ["| new |"]) == "a\n<!-- x: command -->\n| new |\n\nb\n\nc\n"
+    assert replace_table("<!-- x: c -->\n\nb\n\nc\n", "x", ["| new |"]) == "<!-- x: c -->\n| new |\n\nb\n\nc\n"
+    with pytest.raises(ValueError, match="no <!-- y"):
+        replace_table(page, "y", [])
