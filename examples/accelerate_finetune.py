@@ -31,7 +31,7 @@ def main() -> None:
     rank, size = accelerator.process_index, accelerator.num_processes
     sampler = distributed.WindowSampler(len(data.train), BATCH, SEED, rank, size)
     with distributed.join("cpu") as group:  # the group that accelerate made
-        before = distributed.evaluate(adapter, data, "val", group)
+        before = sff_fast.evaluate(adapter, data, "val", device="cpu", group=group)
         for epoch in range(EPOCHS):
             sampler.set_epoch(epoch)
             adapter.model.train()
@@ -40,7 +40,7 @@ def main() -> None:
                 accelerator.backward(loss * sampler.weight(i))
                 optimizer.step()
                 optimizer.zero_grad()
-        after = distributed.evaluate(adapter, data, "val", group)
+        after = sff_fast.evaluate(adapter, data, "val", device="cpu", group=group)
     if accelerator.is_main_process:
         print(json.dumps({"before": before["mse"], "after": after["mse"], "windows": after["windows"]}), flush=True)
     accelerator.end_training()

@@ -61,7 +61,7 @@ class Validation(lightning.Callback):
 
     def _measure(self, module: FineTuning) -> None:
         with distributed.join("cpu") as group:  # the group that Lightning made
-            self.errors.append(distributed.evaluate(module.adapter, module.data, "val", group))
+            self.errors.append(sff_fast.evaluate(module.adapter, module.data, "val", device="cpu", group=group))
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def waves(rows: int = 700) -> Table:
 
 
 def main() -> None:
-    """Read the options, train, print the best epoch and its test error."""
+    """Read the options, train, print the best epoch and its test error from the first process."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--parallel", choices=["ddp", "fsdp"], default="ddp")
     options.add_argument("--optimizer", default="fused-adamw")
@@ -39,8 +39,10 @@ def main() -> None:
     given = options.parse_args()
     adapter = sff_fast.tiny("timer")
     data = sff_fast.ForecastData(waves(), "0.6,0.2,0.2", context_length=96, prediction_length=24)
-    result = distributed.finetune(adapter, data, "sff", device="cpu", **vars(given))
-    print(json.dumps({"best_epoch": result.best_epoch, "test_mse": result.test["mse"]}), flush=True)
+    with distributed.join("cpu") as group:
+        result = sff_fast.finetune(adapter, data, "sff", device="cpu", **vars(given))
+    if group.writes:
+        print(json.dumps({"best_epoch": result.best_epoch, "test_mse": result.test_mse}), flush=True)
 
 
 if __name__ == "__main__":

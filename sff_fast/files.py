@@ -29,7 +29,7 @@ import shutil
 import stat
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -213,6 +213,7 @@ def save_safetensors(
     path: str | os.PathLike[str],
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str] | None = None,
+    fetch: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach,
 ) -> None:
     """Write tensors in the safetensors format, atomically and one tensor at a time.
 
@@ -224,6 +225,8 @@ def save_safetensors(
         path: The file to write.
         tensors: Name to dense tensor, any device and strides.
         metadata: Strings to keep in the header.
+        fetch: Gives the values of one of the tensors when it is written, in :func:`safetensors_order`; for tensors that are
+            not here as a whole. Default: the tensor itself.
 
     Raises:
         ArgumentError: A name or a tensor that the format cannot hold.
@@ -236,7 +239,7 @@ def save_safetensors(
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ArgumentError(f"metadata must map strings to strings, got {key!r}: {value!r}")
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    order = safetensors_order(tensors)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in order:
@@ -253,9 +256,14 @@ def save_safetensors(
         file.write(struct.pack("<Q", len(encoded)))
         file.write(encoded)
         for name in order:
-            flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
+            flat = fetch(tensors[name]).to("cpu").contiguous().reshape(-1)
             if flat.numel():
                 file.write(memoryview(flat.view(torch.uint8).numpy()))
+
+
+def safetensors_order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names in the order in which a safetensors file holds them: wider dtypes first, then by name."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
 
 
 def sha256(path: str | os.PathLike[str], error: type[SffFastError] = DataError) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from training_fakes import CONTEXT, HORIZON, FakeAdapter, make_data
 
+import sff_fast
 from sff_fast import distributed
 from sff_fast.adapters import Adapter
 
@@ -47,6 +48,9 @@ class StackAdapter(FakeAdapter):
     def build(self) -> Stack:
         return Stack()
 
+    def config(self) -> dict[str, Any]:
+        return {"family": "stack"}
+
 
 class SpareAdapter(StackAdapter):
     """The stack with a parameter that its loss does not use, as the heads of other tasks are."""
@@ -74,15 +78,32 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def job(adapter: Adapter, **settings: Any) -> dict[str, Any]:
-    """Run a job and tell what it gave, with the weights that the model ends with."""
-    result = distributed.finetune(adapter, make_data(), device="cpu", **{**SETTINGS, **settings})
+ADAPTERS = {"stack": StackAdapter, "spare": SpareAdapter, "net": FakeAdapter}
+
+
+def job(adapter: Adapter, strategy: str = "sff", stop_at: tuple[int, int, int] | None = None, **settings: Any) -> dict[str, Any]:
+    """Run a job and tell what it gave, with the weights that the model ends with.
+
+    Args:
+        adapter: The model.
+        strategy: How it is tuned.
+        stop_at: A rank, the number of its losses after which it gets a signal, and which.
+        **settings: More for ``finetune``.
+    """
+    losses: list[int] = []
+
+    def on_loss(batch: Any) -> None:
+        losses.append(1)
+        if stop_at is not None and (int(os.environ["RANK"]), len(losses)) == tuple(stop_at[:2]):
+            os.kill(os.getpid(), stop_at[2])
+
+    adapter.on_loss = on_loss
+    result = sff_fast.finetune(adapter, make_data(), strategy, device="cpu", **{**SETTINGS, **settings})
     weights = {
         name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().double().flatten().tolist()
         for name, p in adapter.model.named_parameters()
     }
-    answer = {"history": result.history, "test": result.test, "zero_shot": result.zero_shot, "weights": weights}
-    return answer | {"best_epoch": result.best_epoch, "val_mse": result.val_mse}
+    return {"run": result.to_json(), "history": result.history, "zero_shot": result.zero_shot, "weights": weights}
 
 
 def serve(rank: int, size: int, port: int, folder: str, jobs: dict[str, dict[str, Any]]) -> None:
@@ -90,16 +111,16 @@ def serve(rank: int, size: int, port: int, folder: str, jobs: dict[str, dict[str
     torch.set_num_threads(1)
     names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()})
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo")
-    for label, settings in jobs.items():
-        try:
-            adapter = (SpareAdapter if settings.pop("spare", False) else StackAdapter).tiny()
-            answer = job(adapter, **settings)
-        except Exception:  # whatever went wrong is the answer
-            answer = {"error": traceback.format_exc()}
-        (Path(folder) / f"{label}-{rank}.json").write_text(json.dumps(answer))
-        if "error" in answer:
-            return
-    dist.destroy_process_group()
+    try:
+        for label, settings in jobs.items():
+            try:
+                answer = job(ADAPTERS[settings.pop("adapter", "stack")].tiny(), **settings)
+            except SystemExit as stopped:
+                answer = {"stopped": stopped.code}
+            except Exception:  # whatever went wrong is the answer
+                answer = {"error": traceback.format_exc()}
+            (Path(folder) / f"{label}-{rank}.json").write_text(json.dumps(answer))
+            if "error" in answer:
+                return
+    finally:
+        distributed.leave()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from report_cases import make_histories, make_metrics, make_run, make_window
 
 from sff_fast import report
+from sff_fast.adapters import Forecast
 from sff_fast.data import ForecastData, Table
 from sff_fast.errors import ArgumentError
 from sff_fast.report import panels, provenance, render, rows, theme, windows
@@ -24,67 +25,6 @@ COLOUR_VISION = {
     "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
 }
 STRATEGIES = ("zero-shot", "tfs", "ff", "sff", "lp", "lp-ff")
-TEST_MSE = {"tfs": (0.61, 0.63), "ff": (0.36, 0.35), "sff": (0.33, 0.34)}
-
-
-def make_run(strategy: str, seed: int, test_mse: float | None, **changes) -> dict:
-    run = {
-        "strategy": strategy,
-        "alpha": 0.7 if strategy == "sff" else None,
-        "seed": seed,
-        "best_epoch": 2,
-        "val_mse": None if test_mse is None else test_mse + 0.1,
-        "test_mse": test_mse,
-        "test_mae": 0.4,
-        "seconds": 75.2,
-        "peak_bytes": 300 * 1024**2,
-    }
-    return {**run, **changes}
-
-
-def make_metrics(runs: list[dict] | None = None, **changes) -> dict:
-    if runs is None:
-        runs = [make_run(name, seed, values[seed]) for seed in (0, 1) for name, values in TEST_MSE.items()]
-    metrics = {
-        "sff_fast": "0.1.0",
-        "stream_version": 1,
-        "family": "timer",
-        "data": {
-            "source": "weather.csv",
-            "columns": ["temp", "humid"],
-            "windows": {"train": 9},
-            "scaler": {"mean": [7]},
-        },
-        "zero_shot": {"val_mse": 0.45, "test_mse": 0.4, "test_mae": 0.41},
-        "settings": {"lr": 3e-5, "max_steps": None, "runs": [{"strategy": "sff", "alpha": 0.7}, {"strategy": "ff"}]},
-        "runs": runs,
-        "summary": {},
-        "comparisons": [],
-        "verdict": "Ship sff (alpha 0.7), seed 0.",
-    }
-    return {**metrics, **changes}
-
-
-def make_histories(metrics: dict) -> list[list[dict]]:
-    histories = []
-    for run in metrics["runs"]:
-        start = run["test_mse"] or 1.0
-        history = [{"epoch": 0, "train_loss": None, "val_mse": start + 0.3}]
-        history += [{"epoch": e, "train_loss": start / e, "val_mse": start + 0.1 * abs(e - 2)} for e in (1, 2, 3)]
-        histories.append(history)
-    return histories
-
-
-def make_window(channel: str = "temp", **changes) -> report.ForecastWindow:
-    values = {
-        "channel": channel,
-        "start": "2013-11-02 05:00",
-        "step": "1 h",
-        "context": [float(i % 5) for i in range(20)],
-        "truth": [1.0, 2.0, 3.0, 4.0],
-        "predictions": {"zero-shot": [1.5] * 4, "sff": [1.0, 2.0, 3.0, 4.5]},
-    }
-    return report.ForecastWindow(**{**values, **changes})
 
 
 class Page(HTMLParser):
@@ -356,7 +296,7 @@ def test_the_table_has_headers_for_columns_and_rows(parsed):
 
 
 def test_only_the_chosen_run_is_marked(parsed):
-    assert [row.get("class") for row in parsed.all("tr")].count("chosen") == 1
+    assert [row.get("class") for row in parsed.all("tr")].count("tagged") == 1
 
 
 def test_ids_are_unique_and_references_lead_somewhere(parsed):
@@ -426,7 +366,7 @@ class LastValue:
     """Forecasts the last value of the context, so that what comes out can be told from the table."""
 
     def forecast(self, context, prediction_length):
-        return SimpleNamespace(mean=context[:, -1:, :].expand(-1, prediction_length, -1))
+        return Forecast(context[:, -1:, :].expand(-1, prediction_length, -1))
 
 
 @pytest.mark.parametrize("channel_independent", [True, False])

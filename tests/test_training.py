@@ -204,7 +204,7 @@ def test_strategies_that_change_the_weights_call_the_kernel_with_alpha_and_seed(
             model.head.bias.fill_(3.0)
         return Report()
 
-    module = importlib.import_module("sff_fast.training.strategies")
+    module = importlib.import_module("sff_fast.training.strategies.preparing")
     monkeypatch.setattr(module, {"tfs": "fill_", "sff": "smooth_"}[strategy], kernel)
     adapter = FakeAdapter.tiny()
     untouched = evaluate(adapter, data, "val")["mse"]
@@ -231,7 +231,7 @@ def test_training_from_scratch_with_torchs_numbers_starts_from_the_weights_of_a_
 
 
 def test_what_preparing_draws_has_no_say_in_the_order_of_windows_and_dropout(data, monkeypatch):
-    module = importlib.import_module("sff_fast.training.strategies")
+    module = importlib.import_module("sff_fast.training.strategies.preparing")
     fill = module.fill_
     expected = finetune(FakeAdapter.tiny(), data, "tfs", epochs=1).test_mse
     monkeypatch.setattr(module, "fill_", lambda *args, **options: (torch.rand(5), fill(*args, **options))[1])
@@ -424,7 +424,7 @@ def test_progress_hears_of_every_window_and_epoch(data):
 def test_the_output_folder_holds_what_the_design_says(data, tmp_path):
     out = tmp_path / "run"
     result = finetune(FakeAdapter.tiny(), data, "lp", epochs=2, batch_size=10, out=out)
-    assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "metrics.json", "model", "state"]
+    assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "metrics.json", "model", "state", "windows"]
     metrics = json.loads((out / "metrics.json").read_text())
     assert {
         "sff_fast",
@@ -507,7 +507,7 @@ def test_overwriting_the_model_to_start_from_is_refused(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strategy": "fft"}, "strategy must be one of zero-shot, tfs, ff, sff, lp, lp-ff, got 'fft'"),
+        ({"strategy": "fft"}, "strategy must be one of zero-shot, tfs, ff, sff, lp, lp-ff, .*, sam, got 'fft'"),
         ({"alpha": 1.5}, "alpha must be a number from 0 to 1, got 1.5"),
         ({"alpha": {"head.*": -1}}, r"alpha\['head.\*'\] must be a number from 0 to 1, got -1"),
         ({"alpha": {}}, "empty mapping"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from sff_fast.training import choose, verdict
-from sff_fast.training.result import build_metrics, label_runs
+from sff_fast.training import WindowErrors, choose, verdict
+from sff_fast.training.labels import label_runs
+from sff_fast.training.result import build_metrics
 from sff_fast.training.statistics import mean_and_std, paired_interval, student_quantile
 
 ZERO = {"val_mse": 0.5, "test_mse": 0.4, "test_mae": 0.3}
@@ -18,13 +21,21 @@ def entry(strategy, val, test, seed=0, alpha=None):
     return {"strategy": strategy, "alpha": alpha, "seed": seed, "val_mse": val, "test_mse": test, "test_mae": test}
 
 
+def flat_windows(errors, span=20):
+    """Windows that begin at each row."""
+    windows = WindowErrors(span)
+    windows.add(torch.arange(len(errors)), {"mse": torch.from_numpy(errors)})
+    return windows
+
+
 def test_the_lowest_validation_error_is_shipped_although_another_tests_better():
     runs = [entry("ff", 0.45, 0.30), entry("sff", 0.44, 0.39, alpha=0.7)]
     assert choose(ZERO, runs).best is runs[1]
     assert verdict(ZERO, runs) == (
         "Ship sff (alpha 0.7): it has the lowest validation MSE (0.4400, zero-shot 0.5000). On the test part "
-        "sff (alpha 0.7) has an MSE of 0.3900 against zero-shot's 0.4000 (2.5 % better); one seed cannot tell that from "
-        "seed noise."
+        "sff (alpha 0.7) has an MSE of 0.3900 against zero-shot's 0.4000; sff (alpha 0.7) is 30.0 % worse than ff; "
+        "sff (alpha 0.7) is 2.5 % better than zero-shot; ff is 25.0 % better than zero-shot. "
+        "One seed cannot tell that from seed noise."
     )
 
 
@@ -35,7 +46,44 @@ def test_none_of_the_tuned_models_is_shipped_when_zero_shot_validates_better():
     assert text.startswith(
         "Ship none of the tuned models: zero-shot has the lowest validation MSE (0.5000; the best tuned one is lp with 0.5500)"
     )
-    assert "an MSE of 0.1000 against zero-shot's 0.4000 (75.0 % better)" in text
+    assert "an MSE of 0.1000 against zero-shot's 0.4000; lp is 50.0 % better than ff; lp is 75.0 % better than zero-shot" in text
+
+
+def test_seeds_and_windows_make_a_sentence_with_intervals():
+    seeds = range(5)
+    runs = [entry("ff", 0.55, 0.44 + 0.0001 * (seed % 3), seed) for seed in seeds]
+    runs += [entry("sff", 0.54, 0.42 + 0.0002 * (seed % 2), seed, alpha=0.9) for seed in seeds]
+    generator = np.random.default_rng(0)
+    shape = 1 + 0.1 * generator.standard_normal(400)
+    windows = [flat_windows(run["test_mse"] * shape) for run in runs]
+    metrics = build_metrics({}, ZERO, runs, windows, flat_windows(0.4 * shape))
+    assert metrics["verdict"] == (
+        "Ship none of the tuned models: zero-shot has the lowest validation MSE (0.5000; the best tuned one is sff (alpha 0.9) "
+        "with mean 0.5400). On the test part sff (alpha 0.9) has a mean MSE of 0.4201 against zero-shot's 0.4000; "
+        "sff (alpha 0.9) lowers the test MSE by 4.5 % [4.5, 4.6] over ff; both are worse than zero-shot, by 5.0 % [5.0, 5.1] and "
+        "10.0 % [9.9, 10.1]. The 95 % intervals are over 5 seeds and 20 blocks of windows, corrected for 3 comparisons."
+    )
+    one = metrics["comparisons"][0]
+    assert (one["a"], one["b"], one["covers"], one["better"]) == ("sff", "ff", "seeds and windows", 5)
+    assert one["effect_size"] < -50  # in standard deviations over seeds
+
+
+def test_one_seed_with_windows_speaks_of_the_windows_alone():
+    shape = 1 + 0.8 * np.random.default_rng(1).standard_normal(400)
+    runs = [entry("ff", 0.45, 0.42)]
+    metrics = build_metrics({}, ZERO, runs, [flat_windows(0.42 * shape)], flat_windows(0.4 * shape))
+    (one,) = metrics["comparisons"]
+    assert (one["ci_low"], one["ci_high"], one["covers"], one["effect_size"]) == (None, None, "windows", None)
+    assert 0 < one["windows_ci_low"] < one["difference"] < one["windows_ci_high"]
+    assert metrics["verdict"].endswith(
+        "ff raises the test MSE by 5.0 % [4.7, 5.3] over zero-shot. The 95 % intervals are over windows alone: "
+        "one seed cannot tell that from seed noise."
+    )
+
+
+def test_three_seeds_are_said_to_be_few():
+    text = verdict(ZERO, [entry("ff", 0.4, 0.3 + seed / 100, seed) for seed in range(3)])
+    assert text.endswith("The 95 % intervals are over 3 seeds on these windows alone; so few seeds show large differences only.")
 
 
 def test_a_tie_goes_to_zero_shot():
@@ -43,7 +91,7 @@ def test_a_tie_goes_to_zero_shot():
 
 
 def test_it_is_said_when_the_chosen_model_tests_worse():
-    assert "(10.0 % worse)" in verdict(ZERO, [entry("ff", 0.4, 0.44)])
+    assert "ff is 10.0 % worse than zero-shot" in verdict(ZERO, [entry("ff", 0.4, 0.44)])
 
 
 def test_the_mean_over_seeds_decides_not_the_luckiest_run():
@@ -64,9 +112,9 @@ def test_alphas_are_candidates_of_their_own():
 @pytest.mark.parametrize(
     ("tests", "words"),
     [
-        ((0.30, 0.31, 0.32), "which is more than seed noise (95 % interval of the difference over 3 seeds -0.1148 to -0.0652)"),
-        ((0.30, 0.45, 0.40), "which is within seed noise"),
-        ((0.50, 0.51, 0.52), "27.5 % worse), which is more than seed noise"),
+        ((0.30, 0.31, 0.32), "ff lowers the test MSE by 22.5 % [16.3, 28.7] over zero-shot"),
+        ((0.30, 0.45, 0.40), "ff cannot be told from zero-shot: -4.2 % [-51.6, 43.3]"),
+        ((0.50, 0.51, 0.52), "ff raises the test MSE by 27.5 % [21.3, 33.7] over zero-shot"),
     ],
 )
 def test_seed_noise_is_stated_with_its_interval(tests, words):
@@ -123,12 +171,13 @@ def test_summary_and_comparisons_pair_the_runs_of_a_seed():
     assert metrics["summary"]["ff"]["test_mse_std"] == pytest.approx(0.1 / math.sqrt(2))
     assert [metrics["summary"][label]["n"] for label in ("zero-shot", "ff", "sff")] == [1, 2, 3]
     pairs = {(one["a"], one["b"]): one for one in metrics["comparisons"]}
-    assert list(pairs) == [("ff", "sff"), ("ff", "zero-shot"), ("sff", "zero-shot")]
-    one = pairs["ff", "sff"]
+    assert list(pairs) == [("sff", "ff"), ("ff", "zero-shot"), ("sff", "zero-shot")]
+    one = pairs["sff", "ff"]
     assert one["n"] == 2  # seed 2 has no partner
-    assert one["difference"] == pytest.approx(0.03)
-    half = 12.706204736 * 0.01414213562 / math.sqrt(2)
-    assert (one["ci_low"], one["ci_high"]) == (pytest.approx(0.03 - half), pytest.approx(0.03 + half))
+    assert one["difference"] == pytest.approx(-0.03)
+    assert one["percent"] == pytest.approx(-0.03 / 0.35 * 100)
+    half = stats.t.ppf(1 - 0.05 / 3 / 2, 1) * 0.01414213562 / math.sqrt(2)  # three intervals hold together
+    assert (one["ci_low"], one["ci_high"]) == (pytest.approx(-0.03 - half), pytest.approx(-0.03 + half))
     assert pairs["sff", "zero-shot"]["difference"] == pytest.approx((0.28 + 0.36 + 0.10) / 3 - 0.4)
 
 

@@ -173,15 +173,18 @@ def newest_state(folder: Path) -> Path:
     return max((folder / "state").glob("save-*"))
 
 
-def assert_same_run(first: Path, second: Path) -> None:
-    """Weights, best weights, optimizer, generators, model, log and metrics are the same, bit for bit."""
+def assert_same_run(first: Path, second: Path, *extra: str) -> None:
+    """Weights, best weights, optimizer, generators, model, log and metrics are the same, bit for bit.
+
+    ``extra`` names further files of the state, between the best weights and the optimizer in the alphabet.
+    """
     one, two = newest_state(first), newest_state(second)
     names = sorted(path.name for path in one.glob("*.safetensors"))
-    assert names == ["best.safetensors", "optimizer.safetensors", "rng.safetensors", "weights.safetensors"]
+    assert names == [f"{name}.safetensors" for name in ("best", *extra, "optimizer", "rng", "weights")]
     for name in names:
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
     content = [json.loads((state / "state.json").read_text())["content"] for state in (one, two)]
-    for part in ("position", "optimizer", "rng", "scheduler", "zero_shot", "prepared", "identity", "environment"):
+    for part in ("position", "optimizer", "method", "rng", "scheduler", "zero_shot", "prepared", "identity", "environment"):
         assert steady(content[0][part]) == steady(content[1][part]), part
     for path in (first / "model").iterdir():
         assert path.read_bytes() == (second / "model" / path.name).read_bytes(), path.name

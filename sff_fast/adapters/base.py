@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from sff_fast import files
 from sff_fast.adapters import provenance
+from sff_fast.data.anomaly import SeriesBatch
+from sff_fast.data.imputation import MaskedBatch
 from sff_fast.errors import ArgumentError
 from sff_fast.resolve import register_planner
 
@@ -43,6 +45,11 @@ class Forecast:
     mean: Tensor
     quantiles: dict[float, Tensor] | None = None
     samples: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Forecast:
+        """The forecast on a device."""
+        quantiles = None if self.quantiles is None else {level: values.to(device) for level, values in self.quantiles.items()}
+        return Forecast(self.mean.to(device), quantiles, None if self.samples is None else self.samples.to(device))
 
 
 @dataclass(frozen=True)
@@ -176,11 +183,14 @@ class Adapter(ABC):
 
     # --- training and forecasting -----------------------------------------------------------------------------------
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch | MaskedBatch | SeriesBatch) -> Tensor:
         """Mean training loss of a batch, differentiable; the model's mode decides about dropout.
 
+        The batch tells the task: :class:`sff_fast.data.MaskedBatch` is one of :meth:`imputation_loss`,
+        :class:`sff_fast.data.SeriesBatch` one of :meth:`anomaly_loss`.
+
         Args:
-            batch: ``context`` [B, L, C] and ``target`` [B, H, C], on any device.
+            batch: ``context`` [B, L, C] and ``target`` [B, H, C], on any device; or a batch of another task.
 
         Returns:
             A scalar.
@@ -188,6 +198,10 @@ class Adapter(ABC):
         Raises:
             ArgumentError: The shapes or lengths do not fit the model.
         """
+        if isinstance(batch, MaskedBatch):
+            return self.imputation_loss(batch.values, batch.mask)
+        if isinstance(batch, SeriesBatch):
+            return self.anomaly_loss(batch.values)
         context, target = batch.context, batch.target
         self._check_context(context, target.shape[1] if target.dim() == 3 else 0)
         if target.dim() != 3 or target.shape[0] != context.shape[0] or target.shape[2] != context.shape[2]:
@@ -381,6 +395,24 @@ class Adapter(ABC):
                 f"got {prediction_length}"
             )
 
+    def check_task(self, task: str, length: int | None = None) -> None:
+        """Check that the model can do a task, with windows of a length.
+
+        Args:
+            task: ``"imputation"`` or ``"anomaly"``.
+            length: Rows of a window. Default None: any.
+
+        Raises:
+            ArgumentError: It cannot.
+        """
+        if task not in self.tasks:
+            raise ArgumentError(
+                f"{self.variant} cannot do {task}: it can do {', '.join(sorted(self.tasks))}; "
+                "sff_fast.families() lists what the others can"
+            )
+        if length is not None:
+            self._check_length("the length of a window", length, self.limits_for(task))
+
     # --- for subclasses ---------------------------------------------------------------------------------------------
 
     def _check_context(self, context: Tensor, prediction_length: int) -> None:
@@ -392,17 +424,13 @@ class Adapter(ABC):
         self.check_lengths(context.shape[1], prediction_length)
 
     def _check_window(self, task: str, values: Tensor) -> None:
-        if task not in self.tasks:
-            raise ArgumentError(
-                f"{self.variant} cannot do {task}: it can do {', '.join(sorted(self.tasks))}; "
-                "sff_fast.families() lists what the others can"
-            )
+        self.check_task(task)
         if values.dim() != 3 or not values.is_floating_point():
             raise ArgumentError(
                 f"{self.variant}: values must be a floating-point tensor [batch, time, channel], "
                 f"got {values.dtype} of shape {tuple(values.shape)}"
             )
-        self._check_length("the length of a window", values.shape[1], self.limits_for(task))
+        self.check_task(task, values.shape[1])
 
     def _check_masked(self, values: Tensor, mask: Tensor) -> None:
         self._check_window("imputation", values)

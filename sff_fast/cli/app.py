@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -20,10 +21,15 @@ from sff_fast.cli.commands.doctor import doctor
 from sff_fast.cli.commands.evaluate import evaluate
 from sff_fast.cli.commands.finetune import finetune
 from sff_fast.cli.commands.forecast import forecast
+from sff_fast.cli.commands.landscape import landscape
 from sff_fast.cli.commands.plan import plan
 from sff_fast.cli.commands.smooth import smooth
+from sff_fast.cli.commands.sweep import sweep
 from sff_fast.errors import SffFastError
 from sff_fast.version import __version__
+
+IN_JOBS = ("finetune",)
+"""Commands that several processes, started by torchrun, do together."""
 
 USER_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -59,9 +65,13 @@ def cli(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+    elif ctx.invoked_subcommand not in IN_JOBS and _rank() is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise click.UsageError(
+            f"{ctx.invoked_subcommand} runs in one process: start it without torchrun, which is for {', '.join(IN_JOBS)}", ctx
+        )
 
 
-for _command in (demo, doctor, plan, smooth, finetune, compare, evaluate, forecast, bench):
+for _command in (demo, doctor, plan, smooth, finetune, compare, sweep, evaluate, forecast, landscape, bench):
     cli.add_command(_command)
 
 
@@ -92,9 +102,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return outcome if isinstance(outcome, int) else 0
 
 
+def _rank() -> int | None:
+    """Which process of a job this is, where torchrun has started it."""
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdigit() else None
+
+
 def _say(text: str) -> None:
     """One line on stderr, whatever the text holds: names from files must not move the reader's cursor."""
     line = " ".join(text.split())
+    line = f"rank {_rank()}: {line}" if _rank() else line
     line = "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in line)
     click.echo(f"sff-fast: {line}", err=True)
 

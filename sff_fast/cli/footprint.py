@@ -44,6 +44,7 @@ def show_memory(
     from sff_fast.training.config import resolve_settings
     from sff_fast.training.fit import CHOSEN, fit_settings, size_text, way_text
     from sff_fast.training.memory import MemoryModel
+    from sff_fast.training.strategies import check_predicted
 
     report.check_packages()  # a run does, which loads them
     adapter.check_lengths(context_length, prediction_length)
@@ -51,6 +52,7 @@ def show_memory(
     defaults = {name: p.default for name, p in inspect.signature(finetune).parameters.items() if name in taken}
     arguments = {name: value for name, value in {**defaults, **given}.items() if name != "adapter"}
     settings = resolve_settings(adapter, **arguments)
+    check_predicted(settings.strategy)
     windows = max(settings.batch_size, settings.eval_batch_size)
     data = noise(context_length, prediction_length, channels, windows, adapter.channel_independent)
     if settings.max_memory is not None:

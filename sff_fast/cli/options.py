@@ -12,13 +12,18 @@ from sff_fast.cli.types import MAX_SEED, Alpha, Integer, Names, Number, Numbers,
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Written out, so that --help needs no torch; a test compares them with the library's own lists.
-STRATEGIES = ("zero-shot", "tfs", "ff", "sff", "lp", "lp-ff")
+STRATEGIES = (
+    *("zero-shot", "tfs", "ff", "sff", "lp", "lp-ff"),
+    *("noise", "shrink", "perturb", "l2-sp", "l2-init", "mixout", "ema", "lora", "sam"),
+)
 SCHEDULES = ("halving", "constant", "cosine")
 PRECISIONS = ("fp32", "bf16", "bf16-sr")
 OPTIMIZERS = ("adam", "adamw", "fused-adam", "fused-adamw")
 OPTIMIZER_STATES = ("float32", "bfloat16", "int8")
 RNGS = ("philox", "torch")
 FILLS = ("interpolate", "ffill")
+PARALLEL = ("ddp", "fsdp")
+TASKS = ("forecast", "imputation", "anomaly")
 
 COUNT = Integer(1)
 
@@ -55,10 +60,28 @@ data_options = _group(
         default="0.7,0.1,0.2",
         help="ett-hour, ett-minute, or the shares of train, validation and test.",
     ),
-    click.option("--context-length", type=COUNT, metavar="N", required=True, help="Time steps that the model sees."),
-    click.option("--prediction-length", type=COUNT, metavar="N", required=True, help="Time steps to forecast."),
+    click.option("--context-length", type=COUNT, metavar="N", help="Time steps that the model sees; needed to forecast."),
+    click.option("--prediction-length", type=COUNT, metavar="N", help="Time steps to forecast; needed to forecast."),
     click.option("--stride", type=COUNT, metavar="N", default=1, help="Time steps from one window to the next."),
     gap_options,
+)
+
+task_options = _group(
+    click.option("--task", type=click.Choice(TASKS), default="forecast", help="What the model is tuned and tested for."),
+    click.option(
+        "--mask-rate",
+        "mask_rates",
+        type=Numbers(Number(0, 1, open_low=True)),
+        metavar="X,Y,…",
+        show_default="0.25",
+        help="imputation: shares of the patches to hide, 0.125,0.25,0.375,0.5 in the paper.",
+    ),
+    click.option(
+        "--patch-length", type=COUNT, metavar="N", show_default="24", help="imputation: time steps that are hidden together."
+    ),
+    click.option(
+        "--segment-length", type=COUNT, metavar="N", show_default="96", help="anomaly: time steps that get one score together."
+    ),
 )
 
 optimizer_option = click.option(
@@ -95,6 +118,26 @@ memory_options = _group(
     ),
 )
 
+method_options = _group(
+    click.option(
+        "--penalty", type=Number(0), metavar="X", show_default="0.1, 0.01", help="Strength of the penalty of l2-sp and l2-init."
+    ),
+    click.option(
+        "--mixout-p",
+        type=Number(0, 0.999),
+        metavar="X",
+        show_default="0.9",
+        help="Probability with which mixout puts a pre-trained weight into a step.",
+    ),
+    click.option(
+        "--ema-decay", type=Number(0, 1), metavar="X", show_default="0.999", help="Decay of ema's average; 1: all steps alike."
+    ),
+    click.option("--lora-rank", type=COUNT, metavar="N", show_default="8", help="Rank of the updates of lora."),
+    click.option(
+        "--sam-rho", type=Number(0, open_low=True), metavar="X", show_default="0.05", help="How far uphill sam takes gradients."
+    ),
+)
+
 training_options = _group(
     click.option("--epochs", type=COUNT, metavar="N", default=10, help="Passes over the training windows, at most."),
     click.option("--batch-size", type=COUNT, metavar="N", default=32, help="Windows in a step."),
@@ -122,6 +165,7 @@ training_options = _group(
     click.option("--grad-clip", type=Number(0, open_low=True), metavar="X", help="Largest norm of the gradient."),
     memory_options,
     click.option("--lp-epochs", type=COUNT, metavar="N", show_default="half", help="Epochs of lp-ff that train the head alone."),
+    method_options,
     click.option("--keep-initial", is_flag=True, help="Let the weights before training be a candidate for the best."),
     click.option(
         "--rng",
@@ -151,6 +195,12 @@ machine_options = _group(
     device_option,
 )
 
+parallel_option = click.option(
+    "--parallel",
+    type=click.Choice(PARALLEL),
+    show_default="ddp under torchrun",
+    help="Several processes, started by torchrun: each with the whole model, or with a shard (FSDP2).",
+)
 quiet_option = click.option("--quiet", is_flag=True, help="No progress; results and errors only.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 seed_option = click.option(
@@ -176,7 +226,7 @@ alpha_option = click.option(
     type=Alpha(),
     metavar="X",
     show_default="the family's own",
-    help="Share of the pre-trained weights in sff, 0 to 1; or one a pattern: 'head.*=1,*=0.7'.",
+    help="Share of the pre-trained weights in sff and what is like it, 0 to 1; or one a pattern: 'head.*=1,*=0.7'.",
 )
 alphas_option = click.option(
     "--alphas", type=Numbers(Number(0, 1)), metavar="X,Y,…", help="Several shares for sff, such as 0.5,0.7,0.9."

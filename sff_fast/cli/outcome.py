@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from sff_fast.adapters import Adapter
-    from sff_fast.data import ForecastData
+    from sff_fast.data import AnomalyData, ForecastData
     from sff_fast.training import RunResult
 
 
@@ -20,7 +20,7 @@ def finish(
     metrics: Mapping[str, Any],
     runs: Sequence[RunResult],
     make_adapter: Callable[[], Adapter],
-    data: ForecastData,
+    data: ForecastData | AnomalyData,
     arguments: Sequence[str],
     as_json: bool,
 ) -> None:
@@ -52,11 +52,13 @@ def _write_report(
     metrics: Mapping[str, Any],
     runs: Sequence[RunResult],
     make_adapter: Callable[[], Adapter],
-    data: ForecastData,
+    data: ForecastData | AnomalyData,
     arguments: Sequence[str],
 ) -> None:
     from sff_fast import report
     from sff_fast.adapters import load
+    from sff_fast.report.anomaly import anomaly_panels
+    from sff_fast.report.imputation import imputation_panels
     from sff_fast.report.rows import best_run
     from sff_fast.report.windows import sample_windows
 
@@ -68,17 +70,31 @@ def _write_report(
     source = Path(str(metrics["data"]["source"])).name
     described = metrics["data"]
     tuned = any(run["strategy"] != "zero-shot" for run in metrics["runs"])
-    subtitle = (
-        f"{described['context_length']} steps of context, {described['prediction_length']} steps ahead; "
-        f"windows: {', '.join(f'{count} {part}' for part, count in described['windows'].items())}"
-    )
+    subtitle = f"{_shape_of(data)}; windows: {', '.join(f'{count} {part}' for part, count in described['windows'].items())}"
+    task_panels = []
+    if data.task == "imputation":
+        task_panels = imputation_panels(data, adapters)
+    elif data.task == "anomaly":
+        task_panels = anomaly_panels(data, metrics)
     report.write(
         out,
         metrics,
         [run.history for run in runs],
-        sample_windows(data, adapters),
+        sample_windows(data, adapters) if data.task == "forecast" else (),
+        task=data.task,
+        task_panels=task_panels,
         title=f"{zero_shot.variant} on {source}: {'fine-tuning' if tuned else 'zero-shot'}",
         subtitle=subtitle,
         arguments=[argument for argument in arguments if argument != "--resume"],
         facts={"plan_hash": zero_shot.plan().hash},
     )
+
+
+def _shape_of(data: ForecastData | AnomalyData) -> str:
+    """What a window of the data is, in words."""
+    if data.task == "imputation":
+        rates = ", ".join(f"{rate:.4g}" for rate in data.mask_rates)
+        return f"windows of {data.context_length} steps, patches of {data.patch_length} hidden at a rate of {rates}"
+    if data.task == "anomaly":
+        return f"windows of {data.context_length} steps, segments of {data.segment_length}"
+    return f"{data.context_length} steps of context, {data.prediction_length} steps ahead"

@@ -151,6 +151,22 @@ class Names(click.ParamType):
         return _distinct(self, names, param, ctx)
 
 
+class GroupAlphas(click.ParamType):
+    """A group of parameters with its alphas, ``head=0.5,0.9``."""
+
+    name = "group"
+    _numbers = Numbers(Number(0, 1))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, tuple[float, ...]]:
+        """Parse and check."""
+        if isinstance(value, tuple):
+            return value
+        group, equals, numbers = value.partition("=")
+        if not equals or not group.strip():
+            self.fail(f"expected a group and its alphas, such as head=0.5,0.9, got {value!r}", param, ctx)
+        return group.strip(), self._numbers.convert(numbers, param, ctx)
+
+
 def _parts(kind: click.ParamType, value: str, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
     """The parts of a list; one comma may end it, so that a list of one can be told from a count."""
     parts = value.removesuffix(",").split(",")

@@ -19,6 +19,7 @@ _YEAR_FIRST = re.compile(rf"(\d{{4}})([-/.])(\d{{1,2}})(?:\2(\d{{1,2}}))?{_CLOCK
 _YEAR_LAST = re.compile(rf"(\d{{1,2}})([-/.])(\d{{1,2}})\2(\d{{4}}){_CLOCK}{_ZONE}", re.IGNORECASE)
 _COMPACT = re.compile(rf"(\d{{4}})()(\d\d)(\d\d){_CLOCK}{_ZONE}", re.IGNORECASE)
 _ISO_LINES = re.compile(r"(?:\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?\n)*")
+_ZONES = {"Z": "UTC"}
 _HINT = "write dates as YYYY-MM-DD HH:MM:SS"
 
 
@@ -80,7 +81,9 @@ def parse_dates(texts: np.ndarray, source: str, column: str, place: Callable[[in
         fields, note = _order_day_and_month(fields, source, column, place)
         notes.append(note)
     if any(zoned):
-        notes.append(f"the time stamps in column {column!r} were converted to UTC")
+        offsets = sorted({_ZONES.get(field[-1].upper(), field[-1]) for field in fields})
+        mixed = f" from {len(offsets)} different offsets ({', '.join(offsets[:4])}{' …' if len(offsets) > 4 else ''})"
+        notes.append(f"the time stamps in column {column!r} were converted to UTC{mixed if len(offsets) > 1 else ''}")
     stamps = np.empty(len(fields), dtype="datetime64[us]")
     for row, field in enumerate(fields):
         stamp = _stamp(field)

@@ -43,6 +43,9 @@ class ForecastData:
         ArgumentError: A length, the split or the fraction is invalid.
     """
 
+    task = "forecast"
+    _least_horizon = 1
+
     def __init__(
         self,
         table: Table,
@@ -54,18 +57,19 @@ class ForecastData:
         train_fraction: float = 1.0,
     ) -> None:
         validate.check_positive("stride", stride)
+        validate.check_positive("prediction_length", prediction_length, self._least_horizon)
         if isinstance(train_fraction, bool) or not isinstance(train_fraction, (int, float)) or not 0 < train_fraction <= 1:
             raise ArgumentError(f"train_fraction must be above 0 and at most 1, got {train_fraction!r}")
         self.split = parse_split(split)
         self.borders = split_borders(len(table), split, context_length, prediction_length, table.source)
-        self.table = _without_constants(table, self.borders.train)
+        self.table = without_constants(table, self.borders.train)
         self.context_length = context_length
         self.prediction_length = prediction_length
         self.stride = stride
         self.channel_independent = channel_independent
         self.train_fraction = float(train_fraction)
         self.scaler = Scaler.fit(self.table.values[slice(*self.borders.train)])
-        series = torch.from_numpy(_standardised(self.table, self.scaler))
+        series = torch.from_numpy(standardised(self.table, self.scaler))
         self._series = series.T.contiguous() if channel_independent else series
         self.val = self._windows(self.borders.val)
         self.test = self._windows(self.borders.test)
@@ -78,6 +82,9 @@ class ForecastData:
     def columns(self) -> list[str]:
         """Names of the channels that are used."""
         return self.table.columns
+
+    def begin_epoch(self, seed: int, epoch: int) -> None:
+        """Nothing about a forecasting window changes from epoch to epoch."""
 
     @property
     def series(self) -> torch.Tensor:
@@ -112,7 +119,8 @@ class ForecastData:
         )
 
 
-def _without_constants(table: Table, border: tuple[int, int]) -> Table:
+def without_constants(table: Table, border: tuple[int, int]) -> Table:
+    """Refuse channels that are constant in the train part, or leave them out where the table was read with ``drop``."""
     train = table.values[slice(*border)]
     constant = validate.constant_columns(train)
     if not len(constant):
@@ -126,7 +134,8 @@ def _without_constants(table: Table, border: tuple[int, int]) -> Table:
     return table.select(keep, f"the channels {names} are constant in the train part and were left out")
 
 
-def _standardised(table: Table, scaler: Scaler) -> np.ndarray:
+def standardised(table: Table, scaler: Scaler) -> np.ndarray:
+    """The values, standardised, float32 [T, C]; a value that float32 cannot hold is refused by name."""
     scaled = scaler.transform(table.values)
     limit = np.finfo(np.float32).max
     bad = np.argwhere(~(np.abs(scaled) <= limit))

@@ -70,7 +70,8 @@ def split_borders(
         n_rows: Rows of the table.
         split: See :func:`parse_split`.
         context_length: Rows of the context.
-        prediction_length: Rows of the horizon, to check that each part holds a window. Default 1.
+        prediction_length: Rows of the horizon, to check that each part holds a window; 0 for windows without one, of
+            which the first of validation and test lies before the part. Default 1.
         source: The table's name in messages.
 
     Returns:
@@ -84,7 +85,7 @@ def split_borders(
         data_provider/ (``border1s``, ``border2s``).
     """
     validate.check_positive("context_length", context_length)
-    validate.check_positive("prediction_length", prediction_length)
+    validate.check_positive("prediction_length", prediction_length, 0)
     parsed = parse_split(split)
     if isinstance(parsed, str) and n_rows < _part_rows(n_rows, parsed)[3]:
         raise DataError(
@@ -118,6 +119,6 @@ def _needed_rows(split: tuple[float, float, float], context_length: int, predict
     needed = int(max((context_length + prediction_length) / train, (prediction_length - 2) / val, prediction_length / test))
     while True:
         n_train, n_val, n_test, _ = _part_rows(needed, split)
-        if n_train >= context_length + prediction_length and min(n_val, n_test) >= prediction_length:
+        if n_train >= context_length + prediction_length and min(n_val, n_test) >= max(prediction_length, 1):
             return needed
         needed += 1

@@ -19,6 +19,7 @@ from .dates import DATE_NAMES, looks_like_date, parse_dates, parse_numbers
 from .frames import from_array, from_dataframe, read_npy, read_parquet
 from .frequency import infer_frequency
 from .gaps import check_fill, fill_values, insert_missing_rows, longest_run
+from .long import find_id, widen
 from .raw import RawTable
 
 _LOGGER = logging.getLogger("sff_fast")
@@ -106,10 +107,11 @@ def read_table(
     *,
     columns: Sequence[str] | None = None,
     date_column: str | None = None,
+    id_column: str | None = None,
     fill: str | None = None,
     drop: bool = False,
 ) -> Table:
-    """Read a table in wide format: a row for each time step, a column for each channel.
+    """Read a table: wide (a row for each time step, a column for each channel) or long (a row for each series and time).
 
     The date column is found by its name (``date``, ``timestamp``, ``ds`` …) or else by its contents; the others must be
     numbers. Nothing is repaired unless ``fill`` or ``drop`` asks for it, and all that was done is in ``notes``.
@@ -119,31 +121,40 @@ def read_table(
             a NumPy array [T, C] or [T], or a Table.
         columns: Channels to use, in this order; default all numeric columns.
         date_column: Name of the column of time stamps; default: found.
+        id_column: Name of the column that tells the series of each row of a long table, whose series become channels;
+            default: found where time stamps repeat, see :func:`sff_fast.data.long.find_id`.
         fill: ``"interpolate"`` (straight line between the neighbours, which looks ahead in time) or ``"ffill"`` (last
             value before) for missing values and missing rows; default None: they are errors.
         drop: Leave out rows with missing values, text columns, empty columns and channels that are constant in the
-            train part, and accept uneven time stamps; with ``fill``, only what cannot be filled. Default False.
+            train part, all but the first of rows with one time stamp and series of a long table that cover less than half of
+            its time, and accept uneven time stamps; with ``fill``, only what cannot be filled. Default False.
 
     Returns:
         The checked table.
 
     Raises:
         DataError: The source cannot be used as it is; the message names file, line and column.
-        ArgumentError: ``fill``, ``columns`` or ``date_column`` is invalid.
+        ArgumentError: ``fill``, ``columns``, ``date_column`` or ``id_column`` is invalid.
         MissingPackageError: A parquet file or DataFrame needs a package that is not installed.
     """
     check_fill(fill)
     if isinstance(source, Table):
-        if columns is not None or date_column is not None or fill is not None or drop:
-            raise ArgumentError("columns, date_column, fill and drop apply to a source that is read, not to a Table")
+        if columns is not None or date_column is not None or id_column is not None or fill is not None or drop:
+            raise ArgumentError("columns, date_column, id_column, fill and drop apply to a source that is read, not to a Table")
         return source
     raw = _read(source)
     wanted = None if columns is None else _check_columns(raw, columns)
     stamps, date_name = _timestamps(raw, date_column, exclude=wanted or [])
-    names, values = _channels(raw, [date_name] if date_name else [], wanted, drop)
+    series_name = _series_column(raw, id_column, stamps, date_name)
+    names, values = _channels(raw, [name for name in (date_name, series_name) if name], wanted, drop)
     notes = raw.notes
     place = raw.place
     validate.check_finite(values, names, raw.source, place)
+    if series_name is not None:
+        stamps, names, values = widen(raw, stamps, date_name, series_name, names, values, drop)
+        place = _by_time(stamps)
+    elif drop and stamps is not None:
+        stamps, values, place = _without_repeated(stamps, values, raw)
     frequency = None
     if stamps is not None:
         validate.check_increasing(stamps, date_name, raw.source, place)
@@ -158,7 +169,7 @@ def read_table(
             values, stamps, added = insert_missing_rows(values, stamps, frequency, raw.source)
             if added:
                 notes.append(f"{added} missing rows were inserted for a step of {frequency}")
-                place = _after_insertion(stamps)
+                place = _by_time(stamps)
         before = np.isnan(values)
         values = fill_values(values, fill)
         for index in np.flatnonzero(before.any(axis=0)):
@@ -336,7 +347,31 @@ def _drop_empty(names: list[str], values: np.ndarray, notes: list[str], source: 
     return [names[i] for i in np.flatnonzero(~empty)], values[:, ~empty]
 
 
-def _after_insertion(stamps: np.ndarray) -> validate.Place:
+def _series_column(raw: RawTable, id_column: str | None, stamps: np.ndarray | None, date_column: str | None) -> str | None:
+    """The column that tells the series of a long table; None for a wide one."""
+    if id_column is None:
+        return find_id(raw, stamps, date_column)
+    if id_column not in raw.names or id_column == date_column:
+        raise ArgumentError(f"{raw.source!r} has no column {id_column!r} of series; its columns are {_listed(raw.names)}")
+    if stamps is None:
+        raise DataError(f"{raw.source!r}: a long table needs a column of time stamps; its columns are {_listed(raw.names)}")
+    return id_column
+
+
+def _without_repeated(stamps: np.ndarray, values: np.ndarray, raw: RawTable) -> tuple[np.ndarray, np.ndarray, validate.Place]:
+    """Keep the first of neighbouring rows with one time stamp."""
+    kept = np.flatnonzero(np.append(True, np.diff(stamps).astype(np.int64) != 0) | np.isnat(stamps))
+    if len(kept) == len(stamps):
+        return stamps, values, raw.place
+    row = int(np.setdiff1d(np.arange(len(stamps)), kept)[0])
+    raw.notes.append(
+        f"{len(stamps) - len(kept)} rows repeat a time stamp and were left out, the first in {raw.place(row)} "
+        f"({validate.show_time(stamps[row])})"
+    )
+    return stamps[kept], values[kept], lambda number: raw.place(int(kept[number]))
+
+
+def _by_time(stamps: np.ndarray) -> validate.Place:
     return lambda row: f"time {validate.show_time(stamps[row])}"
 
 

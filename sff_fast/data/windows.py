@@ -43,7 +43,7 @@ class WindowSet:
         series: float32, contiguous: [C, T] when channel-independent, else [T, C].
         border: First row and row after the last of the part, its context included.
         context_length: Rows of context.
-        prediction_length: Rows of horizon, which follow the context.
+        prediction_length: Rows of horizon, which follow the context; 0 for windows without one.
         stride: Rows between the starts of neighbouring windows.
         channel_independent: Whether a window holds one channel or all of them.
         subset: Use only this many windows, evenly spaced over the set; default all.
@@ -77,7 +77,7 @@ class WindowSet:
         self._width = 1 if channel_independent else series.shape[1]
         flat = series.reshape(-1)
         self._contexts = flat.unfold(0, context_length * self._width, self._width)
-        self._targets = flat.unfold(0, prediction_length * self._width, self._width)
+        self._targets = flat.unfold(0, prediction_length * self._width, self._width) if prediction_length else None
 
     def __len__(self) -> int:
         return self._n
@@ -111,6 +111,9 @@ class WindowSet:
         rows, channels = self.positions(indices)
         begin = rows if channels is None else channels * self._n_rows + rows
         context = self._contexts.index_select(0, begin).view(len(begin), self.context_length, self._width)
-        target = self._targets.index_select(0, begin + self.context_length)
-        target = target.view(len(begin), self.prediction_length, self._width)
+        if self._targets is None:
+            target = context.new_empty(len(begin), 0, self._width)
+        else:
+            target = self._targets.index_select(0, begin + self.context_length)
+            target = target.view(len(begin), self.prediction_length, self._width)
         return Batch(context, target, indices.to(torch.int64), channels)

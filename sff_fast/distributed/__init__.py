@@ -1,14 +1,12 @@
-"""Fine-tuning by several processes: torchrun's ranks, DDP or FSDP2, checkpoints that any number of ranks can read.
+"""Fine-tuning by several processes: torchrun's ranks, DDP or FSDP2.
 
-The pieces are usable alone, in other people's loops: see ``examples/``.
+``sff_fast.finetune`` takes part in a job by itself. The pieces are usable alone, in other people's loops: see ``examples/``.
 """
 
 from __future__ import annotations
 
-from .evaluate import evaluate
-from .group import Group, join
-from .run import Result, finetune
+from .group import Group, join, leave
+from .parallel import Parallel, Program
 from .samplers import ShareSampler, WindowSampler
-from .wrapping import Program, wrap
 
-__all__ = ["Group", "Program", "Result", "ShareSampler", "WindowSampler", "evaluate", "finetune", "join", "wrap"]
+__all__ = ["Group", "Parallel", "Program", "ShareSampler", "WindowSampler", "join", "leave"]

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sff_fast.errors import require
-from sff_fast.report import render, rows, theme
+from sff_fast.report import render, theme
 from sff_fast.report.panels import Panel
 
 _TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Args:
+        role: The colour of its mark.
+        cells: Its text; an empty one is shown as a dash.
+        tag: A word beside the first cell, or empty; a tagged row stands out.
+    """
+
+    role: str
+    cells: Sequence[str]
+    tag: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures of a page.
+
+    Args:
+        name: A word, unique on the page, used as its anchor.
+        title: Heading.
+        note: What the figures are.
+        columns: Headings of the columns.
+        rows: The lines.
+        legend: Name and meaning of what the rows are.
+        remarks: Sentences under it.
+    """
+
+    name: str
+    title: str
+    note: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    legend: Sequence[tuple[str, str]] = ()
+    remarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -32,7 +69,9 @@ class Section:
 
 
 def build(
-    metrics: Mapping[str, Any],
+    verdict: str,
+    version: str,
+    tables: Sequence[Table],
     sections: Sequence[Section],
     facts: Sequence[tuple[str, str]],
     title: str,
@@ -42,7 +81,9 @@ def build(
     """The whole page as text.
 
     Args:
-        metrics: The content of ``metrics.json``.
+        verdict: What comes first.
+        version: Version of sff_fast.
+        tables: The figures, in reading order.
         sections: The parts with drawings, in reading order.
         facts: Name and text pairs for the provenance section.
         title: Heading of the page.
@@ -62,9 +103,6 @@ def build(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    table = rows.result_rows(metrics)
-    chosen = next((row for row in table if row.chosen), None)
-    legend = {row.strategy: theme.style(row.strategy) for row in table}
     drawn = [
         {
             "name": section.name,
@@ -79,18 +117,14 @@ def build(
         if section.panels
     ]
     return environment.get_template("report.html").render(
-        metrics=metrics,
+        verdict=verdict,
+        version=version,
         title=title,
         subtitle=subtitle,
-        rows=table,
-        columns=rows.COLUMNS,
-        chosen=chosen,
-        chosen_role=theme.style(chosen.strategy).role if chosen else "grid",
-        legend=[look for look in legend.values() if look.meaning],
+        tables=tables,
         sections=drawn,
         facts=facts,
         command=command,
-        style=theme.style,
         light=theme.LIGHT,
         dark=theme.DARK,
     )

@@ -36,31 +36,43 @@ class Panel:
         title: Short heading, shown above the drawing.
         alt: What a reader who cannot see the drawing should learn from it.
         draw: Draws it on axes with a palette.
+        projection: matplotlib's name of the axes' projection; None for flat axes.
     """
 
     title: str
     alt: str
     draw: Callable[[Axes, theme.Palette], None]
+    projection: str | None = None
 
 
 def comparison_panels(metrics: Mapping[str, Any]) -> list[Panel]:
-    """Test error by strategy, time and peak memory by strategy.
+    """Test error by strategy.
 
     Args:
         metrics: The content of ``metrics.json``.
 
     Returns:
-        Three panels; the last two only where the runs recorded time and memory.
+        One panel.
     """
-    grouped = rows.groups(metrics)
-    reference = metrics["zero_shot"].get("test_mse")
-    panels = [_error_panel(grouped, reference)]
+    return [_error_panel(rows.groups(metrics), metrics["zero_shot"].get("test_mse"))]
+
+
+def cost_panels(metrics: Mapping[str, Any]) -> list[Panel]:
+    """Time and peak memory by strategy.
+
+    Args:
+        metrics: The content of ``metrics.json``.
+
+    Returns:
+        Up to two panels, each where the runs recorded it.
+    """
+    panels = []
     for key, title, text, note in (
         ("seconds", "Training time", theme.format_seconds, "time"),
         ("peak_bytes", "Peak memory", theme.format_bytes, "peak memory"),
     ):
         costs = {}
-        for group in grouped:
+        for group in rows.groups(metrics):
             values = [metrics["runs"][index].get(key) for index in group.indices]
             present = [value for value in values if value is not None]
             if present:
@@ -94,10 +106,11 @@ def learning_panels(metrics: Mapping[str, Any], histories: Sequence[History]) ->
         if not lines:
             continue
         reference = metrics["zero_shot"].get("val_mse") if key == "val_mse" else None
-        panels.append(_learning_panel(lines, title, what, reference))
+        preferred = rows.preferred_alphas(metrics)
+        panels.append(_learning_panel(lines, title, what, reference, preferred))
         others = [line for line in lines if line[0]["strategy"] != "tfs"]
         if key == "val_mse" and others and _span(lines, reference) > _ZOOM_RATIO * _span(others, reference):
-            panels.append(_learning_panel(others, f"{title} without TFS", what, reference))
+            panels.append(_learning_panel(others, f"{title} without TFS", what, reference, preferred))
     return panels
 
 
@@ -179,7 +192,10 @@ def _detail(metrics: Mapping[str, Any], key: str) -> dict[tuple[str, str], list[
     entry = _test_metric(metrics["zero_shot"], key)
     if entry is not None:
         found["zero-shot", "zero-shot"] = entry
+    preferred = rows.preferred_alphas(metrics)
     for group in rows.groups(metrics):
+        if group.alpha != preferred.get(group.strategy, group.alpha):
+            continue
         lists = [_test_metric(metrics["runs"][index], key) for index in group.indices]
         lists = [values for values in lists if values is not None]
         if lists:
@@ -215,7 +231,7 @@ def _horizon_panel(by_step: Mapping[tuple[str, str], list[float]]) -> Panel:
         ax.set_ylim(bottom=0)
         ax.margins(x=0.01)
         ax.grid(axis="y", color=palette["grid"], linewidth=0.8, zorder=0)
-        _legend(ax, palette)
+        draw_legend(ax, palette)
 
     ends = "; ".join(
         f"{label} from {rows.format_error(values[0])} at the first to {rows.format_error(values[-1])} at the last step"
@@ -253,7 +269,7 @@ def _channel_panel(by_channel: Mapping[tuple[str, str], list[float]], channels: 
         ax.set_xlabel("test MSE")
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
-        _legend(ax, palette)
+        draw_legend(ax, palette)
 
     hidden = len(channels) - len(order)
     title = "Test error by channel" if not hidden else f"Test error by channel, the {len(order)} hardest"
@@ -306,16 +322,15 @@ def _learning_panel(
     title: str,
     what: str,
     reference: float | None,
+    preferred: Mapping[str, str],
 ) -> Panel:
     def draw(ax: Axes, palette: theme.Palette) -> None:
-        alphas: dict[str, set[str]] = {}
-        for run, _ in lines:
-            alphas.setdefault(run["strategy"], set()).add(theme.format_alpha(run.get("alpha")))
         seen = set()
         for run, points in lines:
             look = theme.style(run["strategy"])
-            alpha = theme.format_alpha(run.get("alpha"))
-            label = f"{look.label} {alpha}" if len(alphas[run["strategy"]]) > 1 else look.label
+            wanted, alpha = preferred.get(run["strategy"]), theme.format_alpha(run.get("alpha"))
+            faint = wanted not in (None, alpha)
+            label = look.label if wanted is None else f"{look.label}, other alphas" if faint else f"{look.label} {alpha}"
             epochs, values = zip(*points, strict=True)
             ax.plot(
                 epochs,
@@ -323,14 +338,15 @@ def _learning_panel(
                 color=palette[look.role],
                 linestyle=look.linestyle,
                 marker=look.marker,
-                markersize=4.2 if len(epochs) <= 30 else 0,
-                linewidth=1.6,
+                markersize=4.2 if len(epochs) <= 30 and not faint else 0,
+                linewidth=0.9 if faint else 1.6,
+                alpha=0.4 if faint else 1.0,
                 label=None if label in seen else label,
-                zorder=4 if run["strategy"] == "sff" else 3,
+                zorder=2 if faint else 4 if run["strategy"] == "sff" else 3,
             )
             seen.add(label)
             best = run.get("best_epoch")
-            if what.startswith("validation") and best in epochs:
+            if what.startswith("validation") and best in epochs and not faint:
                 ax.plot(
                     best,
                     values[epochs.index(best)],
@@ -346,12 +362,12 @@ def _learning_panel(
             everything.append(reference)
             ax.axhline(reference, color=palette["zero-shot"], linewidth=1.2, linestyle=(0, (4, 2)), label="zero-shot", zorder=2)
         if min(everything) > 0 and max(everything) / min(everything) > _LOG_RATIO:
-            _log_axis(ax)
+            log_axis(ax)
         _epoch_axis(ax, sorted({epoch for _, points in lines for epoch, _ in points}))
         ax.set_xlabel("epoch")
         ax.set_ylabel(what)
         ax.grid(axis="y", color=palette["grid"], linewidth=0.8, zorder=0)
-        _legend(ax, palette)
+        draw_legend(ax, palette)
 
     ends = "; ".join(
         f"{theme.style(run['strategy']).label} seed {run.get('seed')} from {rows.format_error(points[0][1])} "
@@ -369,7 +385,7 @@ def _span(lines: Sequence[Line], reference: float | None) -> float:
     return max(values) - min(values)
 
 
-def _log_axis(ax: Axes) -> None:
+def log_axis(ax: Axes) -> None:
     """A logarithmic axis with a few labels in plain numbers, also where the data spans less than a decade."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -398,6 +414,9 @@ def _forecast_panel(window: ForecastWindow) -> Panel:
         future = range(1, horizon + 1)
         ax.plot(past, shown, color=palette["muted"], linewidth=1.1, label="context", zorder=2)
         ax.plot([0, *future], [shown[-1], *window.truth], color=palette["ink"], linewidth=1.5, label="truth", zorder=3)
+        for strategy, (low, high) in window.intervals.items():
+            colour = palette[theme.style(strategy).role]
+            ax.fill_between(future, low, high, color=colour, alpha=0.16, linewidth=0, zorder=1)
         for strategy, values in window.predictions.items():
             look = theme.style(strategy)
             ax.plot(
@@ -414,7 +433,7 @@ def _forecast_panel(window: ForecastWindow) -> Panel:
         ax.set_xlabel(f"steps after the context ({window.step})" if window.step else "steps after the context")
         ax.grid(axis="y", color=palette["grid"], linewidth=0.8, zorder=0)
         ax.locator_params(axis="y", nbins=5)
-        _legend(ax, palette)
+        draw_legend(ax, palette)
 
     errors = ", ".join(
         f"{theme.style(strategy).label} {fmean(abs(p - t) for p, t in zip(values, window.truth, strict=True)):.4g}"
@@ -422,10 +441,13 @@ def _forecast_panel(window: ForecastWindow) -> Panel:
     )
     title = f"{shorten(window.channel, 22)}, from {window.start}"
     alt = f"Line chart: {window.channel}, {horizon} steps from {window.start}. Mean absolute error: {errors}."
+    for strategy, (low, high) in window.intervals.items():
+        inside = sum(a <= t <= b for a, t, b in zip(low, window.truth, high, strict=True))
+        alt += f" The interval of {theme.style(strategy).label} holds {inside} of the {horizon} true values."
     return Panel(title, alt, draw)
 
 
-def _legend(ax: Axes, palette: theme.Palette) -> None:
+def draw_legend(ax: Axes, palette: theme.Palette) -> None:
     """A legend above the axes, read row by row (matplotlib's own order is column by column)."""
     handles, labels = ax.get_legend_handles_labels()
     columns = min(LEGEND_COLUMNS, len(labels))

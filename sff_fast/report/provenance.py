@@ -49,7 +49,7 @@ def facts(metrics: Mapping[str, Any], **more: Any) -> list[tuple[str, str]]:
         ("family", str(metrics["family"])),
         ("random stream", f"version {metrics['stream_version']}"),
     ]
-    seeds = sorted({run["seed"] for run in metrics["runs"] if run.get("seed") is not None})
+    seeds = sorted({run["seed"] for run in metrics.get("runs", []) if run.get("seed") is not None})
     if seeds:
         pairs.append(("seeds", ", ".join(map(str, seeds))))
     pairs += [(name.replace("_", " "), _text(value)) for name, value in more.items() if value is not None]

@@ -39,7 +39,7 @@ def to_svg(panel: Panel, name: str) -> str:
     Returns:
         An ``<svg>`` element with an accessible name, without XML prologue.
     """
-    with _figure(1, 1, theme.PLACEHOLDERS, {"svg.hashsalt": name, "savefig.transparent": True}) as (figure, axes):
+    with _figure([panel], 1, theme.PLACEHOLDERS, {"svg.hashsalt": name, "savefig.transparent": True}) as (figure, axes):
         panel.draw(axes[0], theme.PLACEHOLDERS)
         _dress(axes[0], theme.PLACEHOLDERS)
         buffer = io.StringIO()
@@ -55,18 +55,14 @@ def to_png(path: Path, panels: Sequence[Panel], columns: int) -> None:
         panels: What to draw, row by row.
         columns: Number of panels beside each other.
     """
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    with _figure(rows, columns, theme.LIGHT, {}) as (figure, axes):
-        for panel, ax in zip(panels, axes, strict=False):
+    with _figure(panels, min(columns, len(panels)), theme.LIGHT, {}) as (figure, axes):
+        for panel, ax in zip(panels, axes, strict=True):
             panel.draw(ax, theme.LIGHT)
             _dress(ax, theme.LIGHT)
             legend = ax.get_legend()
             lines = 0 if legend is None else -(-len(legend.get_texts()) // LEGEND_COLUMNS)
             pad = 8 + 17 * lines
             ax.set_title(panel.title, loc="left", fontsize=12, fontweight="bold", color=theme.LIGHT["ink"], pad=pad)
-        for ax in axes[len(panels) :]:
-            ax.remove()
         buffer = io.BytesIO()
         _save(figure, buffer, format="png", dpi=_PNG_DPI, metadata={"Software": None})
     with atomic_write(path) as file:
@@ -74,8 +70,10 @@ def to_png(path: Path, panels: Sequence[Panel], columns: int) -> None:
 
 
 @contextmanager
-def _figure(rows: int, columns: int, palette: theme.Palette, extra: dict[str, Any]) -> Iterator[tuple[Any, list[Any]]]:
-    """A figure with the house style, off screen, without touching pyplot's global state."""
+def _figure(
+    panels: Sequence[Panel], columns: int, palette: theme.Palette, extra: dict[str, Any]
+) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure with the house style and axes for each panel, off screen, without touching pyplot's global state."""
     matplotlib = require("matplotlib", "cli")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -101,11 +99,12 @@ def _figure(rows: int, columns: int, palette: theme.Palette, extra: dict[str, An
         **extra,
     }
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **settings}):
+        rows = -(-len(panels) // columns)
         figure = Figure(figsize=(columns * _WIDTH, rows * (_HEIGHT + 0.25)), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1, hspace=0.04, wspace=0.03)
         FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, squeeze=False)
-        yield figure, list(axes.flat)
+        cells = enumerate(panels, start=1)
+        yield figure, [figure.add_subplot(rows, columns, cell, projection=panel.projection) for cell, panel in cells]
 
 
 def _dress(ax: Any, palette: theme.Palette) -> None:
@@ -118,6 +117,14 @@ def _dress(ax: Any, palette: theme.Palette) -> None:
     ax.yaxis.label.set_color(palette["muted"])
     ax.xaxis.get_offset_text().set_color(palette["muted"])
     ax.yaxis.get_offset_text().set_color(palette["muted"])
+    if ax.name == "3d":
+        ax.zaxis.label.set_color(palette["muted"])
+        ax.zaxis.get_offset_text().set_color(palette["muted"])
+        ax.patch.set_visible(False)
+        for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
+            axis.pane.set_visible(False)
+            axis.line.set_color(palette["muted"])
+            axis._axinfo["grid"].update(color=palette["grid"], linewidth=0.7)
 
 
 def _save(figure: Any, target: Any, **options: Any) -> None:

@@ -28,6 +28,8 @@ class ResultRow:
     seconds: float | None
     peak_bytes: int | None
     chosen: bool
+    #: Position in ``metrics["runs"]``; None for the zero-shot model.
+    index: int | None = None
 
     def cells(self) -> list[str]:
         """The row as text, in the order of :data:`COLUMNS`."""
@@ -109,7 +111,7 @@ def result_rows(metrics: Mapping[str, Any]) -> list[ResultRow]:
     zero_shot = metrics["zero_shot"]
     chosen = best_run(metrics)
     rows = [_row("zero-shot", zero_shot, zero_shot, chosen=False)]
-    rows += [_row(run["strategy"], run, zero_shot, index == chosen) for index, run in tuned_runs(metrics)]
+    rows += [_row(run["strategy"], run, zero_shot, index == chosen, index) for index, run in tuned_runs(metrics)]
     return rows
 
 
@@ -142,7 +144,19 @@ def groups(metrics: Mapping[str, Any]) -> list[Group]:
     return result
 
 
-def _row(strategy: str, result: Mapping[str, Any], zero_shot: Mapping[str, Any], chosen: bool) -> ResultRow:
+def preferred_alphas(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Strategies that ran with several alphas, to the one with the lowest mean validation MSE over seeds, as text."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for _, run in tuned_runs(metrics):
+        value = run.get("val_mse")
+        found.setdefault(run["strategy"], {}).setdefault(_alpha_of(run), []).append(value if _is_finite(value) else math.inf)
+    means = {name: {alpha: sum(v) / len(v) for alpha, v in alphas.items()} for name, alphas in found.items() if len(alphas) > 1}
+    return {name: min(alphas, key=alphas.__getitem__) for name, alphas in means.items()}
+
+
+def _row(
+    strategy: str, result: Mapping[str, Any], zero_shot: Mapping[str, Any], chosen: bool, index: int | None = None
+) -> ResultRow:
     test_mse, reference = result.get("test_mse"), zero_shot.get("test_mse")
     comparable = strategy != "zero-shot" and _is_finite(test_mse) and _is_finite(reference)
     return ResultRow(
@@ -158,6 +172,7 @@ def _row(strategy: str, result: Mapping[str, Any], zero_shot: Mapping[str, Any],
         seconds=result.get("seconds"),
         peak_bytes=result.get("peak_bytes"),
         chosen=chosen,
+        index=index,
     )
 
 

@@ -68,6 +68,15 @@ _STYLES = {
     "sff": StrategyStyle("SFF", "smoothed full fine-tuning: weights mixed with a random draw, then all trained", "sff", "o", "-"),
     "lp": StrategyStyle("LP", "linear probing: only the head trained", "lp", "v", (0, (3, 1, 1, 1))),
     "lp-ff": StrategyStyle("LP-FF", "linear probing first, then full fine-tuning", "lp-ff", "P", (0, (6, 1, 1, 1))),
+    "noise": StrategyStyle("noise", "Gaussian noise of the size of SFF's change, then all trained", "other-1", "X", "-"),
+    "shrink": StrategyStyle("shrink", "weights times alpha, then all trained", "other-2", "h", "-"),
+    "perturb": StrategyStyle("perturb", "weights plus a share of a random draw, then all trained", "other-3", "d", "-"),
+    "l2-sp": StrategyStyle("L2-SP", "all trained, held to the pre-trained weights by a penalty", "other-4", "<", (0, (4, 2))),
+    "l2-init": StrategyStyle("L2-init", "all trained, drawn to a random start by a penalty", "other-1", ">", (0, (4, 2))),
+    "mixout": StrategyStyle("Mixout", "all trained, a random part pre-trained in every step", "other-2", "p", (0, (4, 2))),
+    "ema": StrategyStyle("EMA", "all trained, the weights averaged over the steps", "other-3", "*", (0, (4, 2))),
+    "lora": StrategyStyle("LoRA", "low-rank updates of the linear layers", "other-4", "h", (0, (1, 1.4))),
+    "sam": StrategyStyle("SAM", "all trained, by gradients a little uphill", "other-1", "d", (0, (1, 1.4))),
 }
 _SPARE_MARKERS = "XhdP<>p*"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +12,12 @@ import torch
 from sff_fast.data.validate import show_time
 
 if TYPE_CHECKING:
-    from sff_fast.adapters import Adapter
+    from sff_fast.adapters import Adapter, Forecast
     from sff_fast.data import ForecastData
+
+
+COVERAGE = 0.8
+"""Share of outcomes that a forecast's interval is meant to hold: from its 10 % to its 90 % quantile."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class ForecastWindow:
         context: What the models saw.
         truth: What came, one value a step.
         predictions: Strategy name -> forecast, as long as ``truth``.
+        intervals: Strategy name -> lower and upper bound of its central :data:`COVERAGE` interval, each as long as ``truth``;
+            only for families that forecast a distribution.
     """
 
     channel: str
@@ -35,6 +41,7 @@ class ForecastWindow:
     context: Sequence[float]
     truth: Sequence[float]
     predictions: Mapping[str, Sequence[float]]
+    intervals: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
 
 
 def sample_windows(data: ForecastData, adapters: Mapping[str, Adapter], count: int = 6) -> list[ForecastWindow]:
@@ -69,7 +76,8 @@ def sample_windows(data: ForecastData, adapters: Mapping[str, Adapter], count: i
                 step=step_text(table.frequency),
                 context=table.values[first:middle, channel].tolist(),
                 truth=table.values[middle:end, channel].tolist(),
-                predictions={name: values[number] for name, values in forecasts.items()},
+                predictions={name: shown[number][0] for name, shown in forecasts.items()},
+                intervals={name: shown[number][1:] for name, shown in forecasts.items() if len(shown[number]) == 3},
             )
         )
     return windows
@@ -99,14 +107,31 @@ def step_text(frequency: str | None) -> str:
     return f"{count} {words[unit]}" if count == "1" else f"{count} {words[unit]}s"
 
 
-def _forecast(adapter: Adapter, data: ForecastData, chosen: Sequence[tuple[int, int]]) -> list[list[float]]:
-    """What one model forecasts for (start, channel) pairs of the test part, in the data's own units."""
+def _forecast(adapter: Adapter, data: ForecastData, chosen: Sequence[tuple[int, int]]) -> list[tuple[list[float], ...]]:
+    """What one model forecasts for (start, channel) pairs of the test part, in the data's own units.
+
+    Returns:
+        For each pair the point forecast, and for families that forecast a distribution the two ends of its interval.
+    """
     test = data.test
     if data.channel_independent:
         indices = [channel * test.n_starts + start for start, channel in chosen]
     else:
         indices = [start for start, _ in chosen]
     batch = test.batch(torch.tensor(indices))
-    mean = adapter.forecast(batch.context, data.prediction_length).mean.cpu()
-    picked = [mean[item, :, 0 if data.channel_independent else channel] for item, (_, channel) in enumerate(chosen)]
-    return [data.scaler.inverse(values, channel).tolist() for values, (_, channel) in zip(picked, chosen, strict=True)]
+    forecast = adapter.forecast(batch.context, data.prediction_length)
+    parts = [part.cpu() for part in (forecast.mean, *_interval(forecast))]
+    shown = []
+    for item, (_, channel) in enumerate(chosen):
+        column = 0 if data.channel_independent else channel
+        shown.append(tuple(data.scaler.inverse(part[item, :, column], channel).tolist() for part in parts))
+    return shown
+
+
+def _interval(forecast: Forecast) -> tuple[torch.Tensor, ...]:
+    """The ends of the central interval, each [B, H, C]; none of a point forecast, or of quantiles that lie elsewhere."""
+    ends = ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)
+    if forecast.samples is not None:
+        return tuple(forecast.samples.float().quantile(torch.tensor(ends, device=forecast.samples.device), dim=1))
+    found = [values for end in ends for level, values in (forecast.quantiles or {}).items() if abs(level - end) < 1e-6]
+    return tuple(found) if len(found) == 2 else ()

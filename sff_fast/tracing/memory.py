@@ -1,13 +1,13 @@
 """What every storage holds while a constructor runs under the tracer.
 
 A storage has a list of writes, each a box of its elements and a value. Values that can be named (constants, functions of a
-draw) are not written until something reads the memory for real: then the list is executed once.
+draw) and deferred operations are not written until something reads the memory for real: then the list is executed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from sff_fast.boxes import Box, Unrepresentable, coalesce, common, nested, paint, row_major, through
 from sff_fast.tracing.draws import DrawProgram
-from sff_fast.tracing.values import CLEAN, Const, Data, Random, Taint, Uninitialised, Value, apply
+from sff_fast.tracing.values import CLEAN, Const, Data, Deferred, Random, Taint, Uninitialised, Value, apply
 
 FROM_OUTSIDE = "values from outside"
 """What stands among the operations on memory that was not made under the tracer."""
@@ -60,6 +60,7 @@ class Record:
         concrete: Whether the memory holds these values already.
         foreign: Whether the storage was not made under the tracer: somebody else may look at it, so writes are done at once.
         leaked: Whether somebody outside of torch can write to the memory (``Tensor.numpy``): it alone is true then.
+        readers: Tensors whose deferred values are computed from this memory as it is now.
     """
 
     reference: StorageWeakRef
@@ -68,6 +69,7 @@ class Record:
     concrete: bool
     foreign: bool = False
     leaked: bool = False
+    readers: list[torch.Tensor] = field(default_factory=list)
 
     @property
     def has_data(self) -> bool:
@@ -140,6 +142,9 @@ class Memory:
             Whether the caller must copy the bytes: the source's values are in memory only.
         """
         known, storage = self.record(source), tensor.untyped_storage()
+        if any(isinstance(write.value, Deferred) for write in known.writes):
+            self.force(source)
+        self.settle_readers(tensor)
         concrete = known.concrete
         self._records[storage._cdata] = Record(StorageWeakRef(storage), known.dtype, list(known.writes), concrete)
         return concrete
@@ -253,6 +258,7 @@ class Memory:
         if record.dtype != tensor.dtype and not whole:
             raise Unrepresentable
         writes = list(self._in_storage(tensor, pieces))
+        self.settle_readers(tensor)
         if whole:
             record.writes, record.dtype, record.concrete = writes, tensor.dtype, executed
         else:
@@ -288,13 +294,50 @@ class Memory:
 
     # ------------------------------------------------------------------ concrete values
     def force(self, tensor: torch.Tensor) -> None:
-        """Write everything that is pending in a tensor's storage into memory."""
+        """Write everything that is pending in a tensor's storage into memory, and what is computed from it elsewhere."""
+        self.settle_readers(tensor)
         record = self.record(tensor)
         if record.concrete:
             return
         record.concrete = True
         if tensor.device.type != "meta":
             self._execute(tensor, record.dtype, record.writes)
+        record.writes = [
+            write.holding(Data(write.value.origin)) if isinstance(write.value, Deferred) else write for write in record.writes
+        ]
+
+    def settle_readers(self, tensor: torch.Tensor) -> None:
+        """Compute what is deferred and reads a tensor's storage: it may be about to change."""
+        record = self.find(tensor)
+        if record is not None and record.readers:
+            readers, record.readers = record.readers, []
+            for reader in readers:
+                self.force(reader)
+
+    def defer(self, out: torch.Tensor, taint: Taint, job: Callable[[], object], reads: Sequence[torch.Tensor]) -> bool:
+        """Put an operation off until something reads what it writes, or writes to what it reads.
+
+        Args:
+            out: What the operation overwrites, all of it.
+            taint: What its values depend on.
+            job: Runs the operation; called once at most, and holds what it needs.
+            reads: The tensors that it reads.
+
+        Returns:
+            Whether that can be done; if not, nothing has changed.
+        """
+        records = [self.record(tensor) for tensor in (out, *reads)]
+        if any(record.foreign or record.leaked for record in records) or not all(record.concrete for record in records[1:]):
+            return False
+        if any(record is records[0] for record in records[1:]):
+            return False
+        try:
+            self.write(out, self.whole(out, Deferred(taint, job)))
+        except Unrepresentable:
+            return False
+        for record in records[1:]:
+            record.readers.append(out)
+        return True
 
     def _execute(self, tensor: torch.Tensor, dtype: torch.dtype, writes: Sequence[Piece]) -> None:
         if tensor.device.type == "meta":
@@ -311,6 +354,8 @@ class Memory:
                     for operation in write.value.operations:
                         values = apply(values, operation)
                     target.copy_(values)
+                elif isinstance(write.value, Deferred):
+                    write.value.job()
                 else:
                     assert isinstance(write.value, Uninitialised), "data is in memory already"
 

@@ -23,7 +23,7 @@ from sff_fast.tracing.build import Built, Draft, build, compare, concrete, decid
 from sff_fast.tracing.draws import UNSEEN, Draw, derived_seed
 from sff_fast.tracing.memory import Piece
 from sff_fast.tracing.patches import patched
-from sff_fast.tracing.state import LOCK, HostGenerators, preserved
+from sff_fast.tracing.state import LOCK, HostGenerators, preserved, uncollected
 from sff_fast.tracing.tracer import Tracer
 from sff_fast.tracing.values import Data
 
@@ -49,7 +49,7 @@ class Run:
         source: Callable[[Draw, Callable[[], torch.Tensor]], torch.Tensor | None] | None = None,
     ) -> None:
         self.tracer = Tracer(seed, source)
-        with LOCK, preserved(), _disable_current_modes(), patched():
+        with LOCK, uncollected(), preserved(), _disable_current_modes(), patched():
             host = HostGenerators(seed, self.tracer.generator_seed)
             on_cpu = contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
             with on_cpu, self.tracer:

@@ -18,25 +18,36 @@ LOCK = threading.RLock()
 
 
 @contextlib.contextmanager
-def preserved() -> Iterator[None]:
-    """Put back torch's, NumPy's and Python's global generators and the default dtype, whatever happens.
+def uncollected() -> Iterator[None]:
+    """Pause cyclic garbage collection: a trace makes no cycles, and a full collection takes longer than most traces.
 
-    Cyclic garbage collection pauses meanwhile: a trace makes no cycles, and one full collection over the objects of torch
-    and transformers takes longer than most traces.
+    Everything there is then counts as old. Otherwise the next collection, which is due at once in a process that has just
+    imported torch, would go through all of its objects.
     """
-    default = torch.default_generator
-    torch_state, numpy_state, python_state = default.get_state(), np.random.get_state(), random.getstate()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    dtype, fill = torch.get_default_dtype(), torch.utils.deterministic.fill_uninitialized_memory
-    # Filling new memory with NaN, which deterministic mode does, would touch every page.
-    torch.utils.deterministic.fill_uninitialized_memory = False
     collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if collects:
+            if gc.get_freeze_count() == 0:  # what the user froze stays frozen
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
+
+
+@contextlib.contextmanager
+def preserved() -> Iterator[None]:
+    """Put back torch's, NumPy's and Python's global generators and the default dtype, whatever happens."""
+    default = torch.default_generator
+    torch_state, numpy_state, python_state = default.get_state(), np.random.get_state(), random.getstate()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    dtype, fill = torch.get_default_dtype(), torch.utils.deterministic.fill_uninitialized_memory
+    # Filling new memory with NaN, which deterministic mode does, would touch every page.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
         torch.utils.deterministic.fill_uninitialized_memory = fill
         torch.set_default_dtype(dtype)
         default.set_state(torch_state)

@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
 
-from sff_fast.boxes import Unrepresentable
+from sff_fast.boxes import Unrepresentable, nested
 from sff_fast.tracing.draws import UNSEEN, Draw, DrawProgram, derived_seed
-from sff_fast.tracing.memory import Memory, covers_storage
+from sff_fast.tracing.memory import Memory, covers_storage, tensor_box
 from sff_fast.tracing.ops import HANDLERS
 from sff_fast.tracing.values import CLEAN, Taint
 
@@ -27,6 +28,12 @@ OVERWRITES = {
 
 FRESH = torch.Generator().manual_seed(0).get_state().numpy()[8:24].tobytes()
 """Where the state of torch's CPU generator counts: after its seed (8 bytes) and before its 624 words."""
+
+DEFERRED_FROM = 1 << 16
+"""Elements from which on an elementwise function is put off."""
+
+HELD_MOST = 16 << 20
+"""Bytes at most that deferred functions keep alive to read them."""
 
 DESCRIBES_ONLY = {"is_same_size", "is_pinned", "is_set_to", "_has_compatible_shallow_copy_type"}
 """Operations that look at a tensor's shape and not at its values."""
@@ -69,6 +76,7 @@ class Tracer(TorchDispatchMode):
         """Draws whose values the constructor itself looked at."""
         self.read_external = False
         """Whether a recorded value depends on a number that came from outside."""
+        self._held: dict[int, int] = {}
         self.reseeded = False
         """Whether it seeded torch's generator itself before a draw."""
 
@@ -141,9 +149,13 @@ class Tracer(TorchDispatchMode):
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and is_plain(x)]
         written, only_written = _written(func, args, kwargs, name)
         taint, ambient = CLEAN, None
+        if self._put_off(func, args, kwargs, tensors, only_written):
+            return only_written[0]
         for tensor in tensors:
             if any(tensor is w for w in only_written):
-                if not covers_storage(tensor):
+                if covers_storage(tensor):
+                    self.memory.settle_readers(tensor)
+                else:
                     self.memory.force(tensor)
                 continue
             if name not in DESCRIBES_ONLY:
@@ -169,6 +181,41 @@ class Tracer(TorchDispatchMode):
                 self.memory.define(tensor, (), True)
                 self.memory.wrote(tensor, taint)
         return result
+
+    def _put_off(self, func: Any, args: tuple, kwargs: dict, tensors: list[torch.Tensor], outs: list[torch.Tensor]) -> bool:
+        """Defer an elementwise function that fills a part of memory, as tables of positions are made: few are ever read.
+
+        Only such as keep shapes and dtypes, so that they cannot fail later.
+        """
+        if torch.Tag.pointwise not in func.tags or torch.Tag.nondeterministic_seeded in func.tags or len(outs) != 1:
+            return False
+        (out,) = outs
+        reads = [tensor for tensor in tensors if tensor is not out]
+        if not reads or out.numel() < DEFERRED_FROM or not nested(tensor_box(out)):
+            return False
+        alike = all(t.is_floating_point() and t.dtype == out.dtype and t.device.type == "cpu" for t in tensors)
+        if not alike or np.broadcast_shapes(*(t.shape for t in reads)) != out.shape:
+            return False
+        held = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in reads}
+        if sum({**self._held, **held}.values()) > HELD_MOST:
+            return False
+        taint = CLEAN
+        for tensor in reads:
+            taint = taint | self.memory.taint(tensor)
+
+        def with_tensors(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Any]:
+            """The operation on other tensors."""
+            changed = tree_map(lambda x: change(x) if isinstance(x, torch.Tensor) else x, (args, kwargs))
+            return lambda: func(*changed[0], **changed[1])
+
+        with _disable_current_modes():
+            with_tensors(lambda x: torch.ones((1,) * x.dim(), dtype=x.dtype))()  # what is wrong with it is said now
+            # Other tensors of the same memory, which no set_ or resize_ of the constructor changes.
+            job = with_tensors(torch.Tensor.detach)
+        if not self.memory.defer(out, taint.through(func._schema.name.removeprefix("aten::")), job, reads):
+            return False
+        self._held.update(held)
+        return True
 
     def _drawn(self, name: str, ambient: bool, tensors: list[Any]) -> Taint:
         """Record a draw that was just executed for real, and say what its values depend on."""

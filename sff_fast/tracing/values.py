@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -261,6 +262,18 @@ class Data:
     def taint(self) -> Taint:
         """What data computed from it depends on."""
         return self.origin
+
+
+@dataclass(frozen=True)
+class Deferred(Data):
+    """Values that an operation would have put into memory; it is made up for when something reads them.
+
+    Args:
+        origin: See :class:`Data`.
+        job: Runs the operation.
+    """
+
+    job: Callable[[], object]
 
 
 Value = Uninitialised | Const | Random | Data

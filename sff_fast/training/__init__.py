@@ -11,7 +11,9 @@ from .progress import Progress, Silent
 from .result import CompareResult, RunResult
 from .run import finetune
 from .strategies import STRATEGIES, Strategy
+from .sweep import sweep
 from .verdict import Choice, choose, verdict
+from .windows import WindowErrors
 
 __all__ = [
     "STRATEGIES",
@@ -22,10 +24,12 @@ __all__ = [
     "Silent",
     "Strategy",
     "TableForecast",
+    "WindowErrors",
     "choose",
     "compare",
     "evaluate",
     "finetune",
     "forecast",
+    "sweep",
     "verdict",
 ]

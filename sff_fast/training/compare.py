@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import tasks
 from ..data import ForecastData
+from ..distributed.group import refuse_several
 from ..errors import ArgumentError, CheckpointError
 from ..files import atomic_directory, read_json, write_json
 from .config import Settings, resolve_settings
 from .fit import settle
 from .identity import check_identity, describe, identity_of
 from .interrupts import Interrupted, StopRequest, stop_requests
+from .labels import ZERO_SHOT, alpha_text
 from .log import RunLog
 from .output import COMPARISON, begin_output, check_output
+from .pristine import PristineModel
 from .progress import Progress, Silent
-from .result import ZERO_SHOT, CompareResult, RunResult, alpha_text, build_metrics
+from .result import CompareResult, RunResult, build_metrics
 from .run import finetune, finished_run, run_one, summary_of
 from .strategies import STRATEGIES, check_trainable
 from .verdict import choose
+from .windows import WindowErrors
 
 FORMAT = 1
-_OF_A_RUN = ("strategy", "alpha", "seed", "lp_epochs")
-_NOT_OPTIONS = {"adapter", "data", "strategy", "alpha", "seed", "out", "resume", "overwrite", "progress", "plan"}
-_DEFAULTS = {
+OF_A_RUN = ("strategy", "alpha", "seed", "lp_epochs")
+_NOT_OPTIONS = {"adapter", "data", "strategy", "alpha", "seed", "out", "resume", "overwrite", "progress", "plan", "parallel"}
+DEFAULTS = {
     name: parameter.default for name, parameter in inspect.signature(finetune).parameters.items() if name not in _NOT_OPTIONS
 }
 
@@ -48,14 +52,15 @@ def compare(
 ) -> CompareResult:
     """Fine-tune by several strategies, for several seeds, and say which model to ship.
 
-    Every run starts from the pre-trained weights, which are loaded anew for it after the model before it was let go:
-    there is never a second model in memory. The zero-shot model has no seed and is evaluated once; its row is there
-    whether it was asked for or not. The model to ship is chosen by validation MSE alone (:func:`choose` says how) and
-    put into ``out/model``; each run's own is in ``out/runs/<strategy>[-alpha0.7]-seed0/model``. Strategies are compared
-    by the differences between their runs of the same seed.
+    Every run starts from the pre-trained weights, which are put back into the one model that there is, from the pages of
+    its checkpoint or from one copy on the host (:class:`PristineModel`): there is never a second model in memory. The
+    zero-shot model has no seed and is evaluated once; its row is there whether it was asked for or not. The model to ship is
+    chosen by validation MSE alone (:func:`choose` says how) and put into ``out/model``; each run's own is in
+    ``out/runs/<strategy>[-alpha0.7]-seed0/model``. Strategies are compared by the differences between their runs of the
+    same seed and the same windows.
 
     Args:
-        make_adapter: Loads the model, such as ``lambda: sff_fast.load("ttm", path)``; called once for every run.
+        make_adapter: Loads the model, such as ``lambda: sff_fast.load("ttm", path)``; called once.
         data: The windows.
         strategies: Names of strategies; see :func:`finetune`.
         seeds: The seeds. Default: 0 alone, which gives no idea of the noise.
@@ -75,18 +80,11 @@ def compare(
         OutputError: ``out`` cannot be used.
         CheckpointError: ``resume`` was given, and ``out`` holds something else.
     """
-    if not callable(make_adapter):
-        raise ArgumentError(
-            "make_adapter must be a function that loads the model, such as lambda: sff_fast.load('timer', path), "
-            f"got {type(make_adapter).__name__}"
-        )
-    for name in options:
-        if name not in _DEFAULTS:
-            raise ArgumentError(f"compare has no option {name!r}: it takes {', '.join(_DEFAULTS)}")
-    options = {**_DEFAULTS, **options}
-    models = _Models(make_adapter)
+    options = check_arguments("compare", make_adapter, options)
+    refuse_several("a comparison")
+    models = PristineModel(make_adapter)
     zero_shot, *tuned = _settings(models.pristine(), strategies, seeds, alphas, options)
-    models.pristine().check_lengths(data.context_length, data.prediction_length)
+    tasks.check(models.pristine(), data)
     folder = None if out is None else check_output(out, resume, overwrite, models.pristine().source)
     heaviest = max((zero_shot, *tuned), key=lambda settings: STRATEGIES[settings.strategy].tunes_fully)
     _, memory = settle(models.pristine(), data, heaviest, options, folder, overwrite)
@@ -95,17 +93,17 @@ def compare(
         options.update(memory["chosen"])
         zero_shot, *tuned = _settings(models.pristine(), strategies, seeds, alphas, options)
     descriptions = [describe(models.pristine(), data, settings) for settings in (zero_shot, *tuned)]
-    shared = {key: value for key, value in descriptions[0]["settings"].items() if key not in _OF_A_RUN}
+    shared = {key: value for key, value in descriptions[0]["settings"].items() if key not in OF_A_RUN}
     own = {
         "lp_epochs": options["lp_epochs"],
         "runs": [{key: getattr(settings, key) for key in ("strategy", "alpha", "seed")} for settings in tuned],
     }
     description = {**descriptions[0], "settings": {**shared, **own}}
-    begun = folder is not None and not overwrite and _check_comparison(folder, identity_of(description))
+    begun = folder is not None and not overwrite and check_comparison(folder, identity_of(description))
     if begun and (folder / "metrics.json").exists():
         return _finished_comparison(folder, list(zip(tuned, descriptions[1:], strict=True)))
     if not begun:
-        _rehearse(models, tuned, plan)
+        rehearse(models, tuned, plan)
     if folder is not None and not begun:
         begin_output(folder, overwrite)
         (folder / "state").mkdir(exist_ok=True)
@@ -129,27 +127,33 @@ def compare(
             raise
 
 
-class _Models:
-    """The one model that is in memory.
+def check_arguments(what: str, make_adapter: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of :func:`finetune` with its defaults.
 
-    Args:
-        make: Loads it.
+    Raises:
+        ArgumentError: ``make_adapter`` is no function, or an option is none of :func:`finetune`.
     """
+    if not callable(make_adapter):
+        raise ArgumentError(
+            "make_adapter must be a function that loads the model, such as lambda: sff_fast.load('timer', path), "
+            f"got {type(make_adapter).__name__}"
+        )
+    for name in options:
+        if name not in DEFAULTS:
+            raise ArgumentError(f"{what} has no option {name!r}: it takes {', '.join(DEFAULTS)}")
+    return {**DEFAULTS, **options}
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-        self._adapter: Any = None
 
-    def pristine(self) -> Any:
-        """The model as it was loaded; the same one until it is spent."""
-        if self._adapter is None:
-            self._adapter = self._make()
-        return self._adapter
+def check_list(name: str, values: Sequence[Any]) -> None:
+    """Refuse a list that is empty or holds something twice.
 
-    def spend(self) -> None:
-        """Let go of the model, which was changed. Adapter and plan refer to each other: the collector frees them."""
-        self._adapter = None
-        gc.collect()
+    Raises:
+        ArgumentError: It does.
+    """
+    if not values:
+        raise ArgumentError(f"{name} must not be empty")
+    if any(values.index(value) != index for index, value in enumerate(values)):
+        raise ArgumentError(f"{name} must not hold anything twice, got {values}")
 
 
 def _settings(
@@ -165,12 +169,11 @@ def _settings(
     strategies, seeds = list(strategies), list(seeds)
     alphas = None if alphas is None else list(alphas)
     for name, values in (("strategies", strategies), ("seeds", seeds), ("alphas", alphas)):
-        if values is not None and not values:
-            raise ArgumentError(f"{name} must not be empty")
-        if values is not None and any(values.index(value) != index for index, value in enumerate(values)):
-            raise ArgumentError(f"{name} must not hold anything twice, got {values}")
+        if values is not None:
+            check_list(name, values)
     if alphas is not None and not any(name in STRATEGIES and STRATEGIES[name].uses_alpha for name in strategies):
-        raise ArgumentError(f"alphas mean something to sff only, and strategies are {', '.join(map(str, strategies))}")
+        users = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.uses_alpha)
+        raise ArgumentError(f"alphas mean something to {users} only, and strategies are {', '.join(map(str, strategies))}")
     resolved = [resolve_settings(adapter, strategy=ZERO_SHOT, alpha=None, seed=0, **options)]
     for seed in seeds:
         for strategy in strategies:
@@ -182,7 +185,7 @@ def _settings(
     return resolved
 
 
-def _check_comparison(folder: Path, identity: Mapping[str, Any]) -> bool:
+def check_comparison(folder: Path, identity: Mapping[str, Any]) -> bool:
     """Whether the folder holds a comparison that was begun; one that is not this one is refused."""
     note = folder / "state" / COMPARISON
     if note.exists():
@@ -200,7 +203,7 @@ def _check_comparison(folder: Path, identity: Mapping[str, Any]) -> bool:
     return False
 
 
-def _rehearse(models: _Models, tuned: Sequence[Settings], plan: Any) -> None:
+def rehearse(models: PristineModel, tuned: Sequence[Settings], plan: Any) -> None:
     """Prepare the model once in every way that the runs will, so that what cannot work fails before hours of tuning."""
     done = set()
     for settings in tuned:
@@ -216,7 +219,7 @@ def _rehearse(models: _Models, tuned: Sequence[Settings], plan: Any) -> None:
 
 
 def _run_all(
-    models: _Models,
+    models: PristineModel,
     data: ForecastData,
     runs: list[tuple[Settings, dict[str, Any]]],
     description: dict[str, Any],
@@ -228,6 +231,7 @@ def _run_all(
 ) -> CompareResult:
     results: list[RunResult] = []
     zero_shot: dict[str, Any] | None = None
+    of_zero_shot: WindowErrors | None = None
     # Written anew by a resumed comparison: what is in it can be told from the finished runs.
     log = RunLog(None if folder is None else folder / "log.jsonl")
     try:
@@ -254,12 +258,13 @@ def _run_all(
                 if number > 0:
                     models.spend()
             if number == 0:
-                zero_shot = result.zero_shot
+                zero_shot, of_zero_shot = result.zero_shot, result.windows
                 log.write("zero_shot", **zero_shot)
             else:
                 results.append(result)
                 log.write("run", directory=directory_of(settings), **summary_of(result))
-        metrics = build_metrics(description, zero_shot, _entries([settings for settings, _ in runs[1:]], results))
+        entries = _entries([settings for settings, _ in runs[1:]], results)
+        metrics = build_metrics(description, zero_shot, entries, [result.windows for result in results], of_zero_shot)
         model = None
         if folder is not None:
             model = _ship(models, folder, zero_shot, metrics["runs"])
@@ -284,7 +289,7 @@ def _entries(settings: Sequence[Settings], results: Sequence[RunResult]) -> list
     return [{**result.to_json(), "directory": directory_of(one)} for one, result in pairs]
 
 
-def _ship(models: _Models, folder: Path, zero_shot: dict[str, Any], entries: list[dict[str, Any]]) -> Path:
+def _ship(models: PristineModel, folder: Path, zero_shot: dict[str, Any], entries: list[dict[str, Any]]) -> Path:
     """Put the model that validation chooses into the comparison's own folder."""
     choice = choose(zero_shot, entries)
     target = folder / "model"
@@ -292,10 +297,8 @@ def _ship(models: _Models, folder: Path, zero_shot: dict[str, Any], entries: lis
         with atomic_directory(target, replace=True) as temporary:
             shutil.copytree(folder / choice.best["directory"] / "model", temporary, dirs_exist_ok=True)
     else:
-        # Loaded anew: the one that was evaluated may have been cast to another precision.
-        models.spend()
+        models.spend()  # the one that was evaluated may have been cast to another precision
         models.pristine().save(target, overwrite=True)
-        models.spend()
     return target
 
 

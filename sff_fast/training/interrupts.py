@@ -7,6 +7,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
+from ..distributed.group import Group
+
 
 class Interrupted(Exception):
     """The user or the system asked the run to stop; the work so far can be saved. It never leaves the package."""
@@ -15,16 +17,21 @@ class Interrupted(Exception):
 class StopRequest:
     """Whether a stop was asked for, and which.
 
+    Args:
+        group: The processes that stop together. Default: this one alone.
+
     Attributes:
         signal: The number of the signal that came, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group: Group | None = None) -> None:
+        self.group = Group() if group is None else group
         self.signal: int | None = None
 
     def check(self) -> None:
-        """Raise Interrupted when a stop was asked for."""
-        if self.signal is not None:
+        """Raise Interrupted when a stop was asked for, of whichever process; every process must call at the same place."""
+        if self.group.any(self.signal is not None):
+            self.signal = self.signal or signal.SIGTERM
             raise Interrupted
 
     def leave(self) -> None:
@@ -35,13 +42,13 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(group: Group | None = None) -> Iterator[StopRequest]:
     """Note SIGINT and SIGTERM instead of dying of them; the earlier handlers are back when the block ends.
 
-    A second signal of the same kind has its usual effect at once. Outside of the main thread Python does not allow
-    handlers, and no request ever comes.
+    The request is that of all processes of the group, by default of this one alone. A second signal of the same kind has its
+    usual effect at once. Outside of the main thread Python does not allow handlers, and no request ever comes.
     """
-    request = StopRequest()
+    request = StopRequest(group)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

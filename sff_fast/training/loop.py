@@ -13,19 +13,20 @@ from typing import Any
 import torch
 
 from ..data import ForecastData, epoch_order
-from ..optim import FusedAdamW
+from ..distributed.parallel import Parallel
 from ..resident import return_freed_memory
 from .config import Settings
 from .evaluate import measure
 from .interrupts import Interrupted, StopRequest
 from .log import RunLog, finite
+from .optimizer_state import optimizer_content, restore_optimizer
 from .progress import Progress
 from .recompute import recomputing
 from .runtime import capture_rng, environment, restore_rng, seed_all
 from .schedules import SCHEDULES
 from .state import Saved, StateStore, join_tensors, split_tensors
 from .stepping import NotFiniteLossError, Stepper
-from .strategies import STRATEGIES, Phase, trainable
+from .strategies import STRATEGIES, Method, Phase, trainable
 from .weights import BestWeights, load_weights, weights_of
 
 LOG_EVERY = 10
@@ -78,6 +79,7 @@ class Trainer:
         adapter: The adapter; its model is prepared (smoothed, filled, or as it was) and on the run's device.
         data: The windows.
         settings: The settings.
+        method: What the strategy does beside the loop, attached; None for nothing.
         log: The log.
         store: Where states are saved, or None.
         frozen: JSON values that go into every state beside the position, such as what a resumed run must agree on.
@@ -85,6 +87,8 @@ class Trainer:
         model_directory: Where the best model is written after every epoch that improves on it, or None.
         stop: Asked after every step.
         progress: Told after every step.
+        parallel: The processes that train together, each with a trainer of its own; the model is placed. Default: this one
+            alone.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Trainer:
         data: ForecastData,
         settings: Settings,
         *,
+        method: Method | None = None,
         log: RunLog,
         store: StateStore | None,
         frozen: dict[str, Any],
@@ -100,10 +105,12 @@ class Trainer:
         model_directory: Path | None,
         stop: StopRequest,
         progress: Progress,
+        parallel: Parallel | None = None,
     ) -> None:
         self.adapter = adapter
         self.data = data
         self.settings = settings
+        self.method = Method(adapter, settings) if method is None else method
         self.log = log
         self.store = store
         self.frozen = frozen
@@ -111,10 +118,12 @@ class Trainer:
         self.model_directory = model_directory
         self.stop = stop
         self.progress = progress
+        self.parallel = Parallel() if parallel is None else parallel
         self.phases = STRATEGIES[settings.strategy].phases(settings)
         self.windows = len(data.train)
         self.at = Position()
         self._optimizer: torch.optim.Optimizer | None = None
+        self._parameters: dict[str, torch.nn.Parameter] = {}
         self._saved_optimizer: Saved | None = None
         self._clock = time.monotonic()
 
@@ -126,9 +135,10 @@ class Trainer:
         Args:
             metrics: Their validation metrics where they are known already; None validates them.
         """
-        metrics = self._validate() if metrics is None else metrics
-        seed_all(self.settings.seed, self.settings.device)
-        self.best.store(self.adapter.model)
+        with self.method.evaluating():
+            metrics = self._validate() if metrics is None else metrics
+            seed_all(self.settings.seed, self.settings.device)
+            self.best.store(self.adapter.model)
         self.at.best_metrics = metrics
         if self.settings.keep_initial:
             self.at.best_mse = metrics["mse"]
@@ -139,9 +149,14 @@ class Trainer:
         """Put model, best weights, random generators and position where a save has them."""
         self.at = Position(**saved.content["position"])
         self.frozen = {name: saved.content[name] for name in self.frozen}
-        load_weights(self.adapter.model, saved.tensors("weights"))
+        load_weights(self.adapter.model, saved.tensors("weights", weights_of(self.adapter.model).get))
+        if saved.content.get("method") is not None:
+            self.method.load_state(join_tensors(saved.content["method"], dict(saved.tensors("method"))))
         self.best.restore(saved.directory / "best.safetensors")
-        restore_rng(dict(saved.tensors("rng")), saved.content["rng"], self.settings.device)
+        if saved.content["rng"] is None:  # that of several processes, which seed every step
+            seed_all(self.settings.seed, self.settings.device)
+        else:
+            restore_rng(dict(saved.tensors("rng")), saved.content["rng"], self.settings.device)
         self._saved_optimizer = saved
 
     def run(self) -> None:
@@ -168,9 +183,12 @@ class Trainer:
 
     def _finish(self) -> None:
         """Load the best weights, and write the model where no epoch has done so."""
+        self.method.detach()
         self.best.load(self.adapter.model)
-        if self.model_directory is not None and (self.at.best_epoch == 0 or not self.model_directory.exists()):
-            self.adapter.save(self.model_directory, overwrite=True)
+        if self.model_directory is None:
+            return
+        if self.parallel.group.lead(lambda: self.at.best_epoch == 0 or not self.model_directory.exists()):
+            self.parallel.save(self.adapter, self.model_directory)
 
     def stopped_because(self) -> str | None:
         """Why the run ended before its last epoch, or None."""
@@ -191,9 +209,11 @@ class Trainer:
             parameters = stack.enter_context(trainable(self.adapter, phase))
             stack.enter_context(recomputing(self.adapter, settings.activation_checkpointing))
             return_freed_memory()  # of evaluations, in pieces that gradients and states do not fit into
-            stepper = Stepper(self.adapter, self.data, settings, parameters)
+            example = self.data.train.batch(torch.tensor([0])).to(settings.device)
+            stack.enter_context(self.parallel.training(self.adapter, example))
+            stepper = Stepper(self.adapter, self.data, settings, parameters, self.parallel, self.method)
             stack.callback(stepper.close)
-            self._optimizer = stepper.optimizer
+            self._optimizer, self._parameters = stepper.optimizer, parameters
             if self._saved_optimizer is not None:
                 self._restore_optimizer(self._saved_optimizer)
                 self._saved_optimizer = None
@@ -205,9 +225,10 @@ class Trainer:
             ):
                 self._train_epoch(phase, stepper)
                 if not at.diverged:
-                    self._close_epoch(phase)
+                    with self.method.evaluating():
+                        self._close_epoch(phase)
                 self._save()
-            self._optimizer = None
+            self._optimizer, self._parameters = None, {}
 
     def _out_of_patience(self) -> bool:
         return self.settings.patience is not None and self.at.since_best >= self.settings.patience
@@ -218,6 +239,7 @@ class Trainer:
     def _train_epoch(self, phase: Phase, stepper: Stepper) -> None:
         settings, at = self.settings, self.at
         factor, steps = SCHEDULES[settings.schedule], self._steps(phase)
+        self.data.begin_epoch(settings.seed, at.epoch)
         order = epoch_order(self.windows, settings.seed, at.epoch)
         self.adapter.model.train()
         began = time.monotonic() - at.epoch_seconds
@@ -225,7 +247,7 @@ class Trainer:
             indices = order[at.position : at.position + settings.batch_size]
             lr = settings.lr * factor(at.phase_epoch, at.step - at.phase_start, steps)
             try:
-                value = stepper.step(indices, lr)
+                value = stepper.step(indices, lr, at.step)
             except NotFiniteLossError as error:
                 self._diverge(f"{error} at step {at.step + 1}, in epoch {at.epoch + 1}")
                 return
@@ -257,7 +279,7 @@ class Trainer:
             at.best_mse, at.best_epoch, at.best_metrics, at.since_best = mse, at.epoch, metrics, 0
             self.best.store(self.adapter.model)
             if self.model_directory is not None:
-                self.adapter.save(self.model_directory, overwrite=True)
+                self.parallel.save(self.adapter, self.model_directory)
         self._record(phase.name, train_loss, lr, metrics, improved)
         at.position, at.loss_sum, at.epoch_seconds = 0, 0.0, 0.0
         if mse is None:
@@ -273,6 +295,7 @@ class Trainer:
             device=self.settings.device,
             stop=self.stop,
             progress=self.progress,
+            parallel=self.parallel,
         )
         return_freed_memory()
         return metrics
@@ -319,17 +342,22 @@ class Trainer:
         self.tick()
         if self.store is None:
             return
-        rng_tensors, rng = capture_rng(self.settings.device)
-        tensors = {"weights": weights_of(self.adapter.model), "rng": rng_tensors}
-        optimizer = None
+        alone = self.parallel.group.size == 1
+        tensors, rng, optimizer = {"weights": weights_of(self.adapter.model)}, None, None
+        if alone:
+            tensors["rng"], rng = capture_rng(self.settings.device)
         if self._optimizer is not None:
-            tensors["optimizer"] = {}
-            optimizer = split_tensors(self._optimizer.state_dict(), tensors["optimizer"])
+            optimizer, tensors["optimizer"] = optimizer_content(self._optimizer, self._parameters, alone)
+        method = self.method.state() or None
+        if method is not None:
+            tensors["method"] = {}
+            method = split_tensors(method, tensors["method"])
         content = {
             **self.frozen,
             "position": finite(dataclasses.asdict(self.at)),
             "scheduler": {"schedule": self.settings.schedule, "lr": self.settings.lr},
             "optimizer": optimizer,
+            "method": method,
             "rng": rng,
             "environment": environment(),
             "log_bytes": self.log.sync(),
@@ -337,17 +365,4 @@ class Trainer:
         self.store.save(content, tensors, {"best": self.best.path})
 
     def _restore_optimizer(self, saved: Saved) -> None:
-        skeleton = saved.content["optimizer"]
-        if skeleton is None:
-            return
-        self._optimizer.load_state_dict(join_tensors(skeleton, dict(saved.tensors("optimizer"))))
-        if isinstance(self._optimizer, FusedAdamW):
-            return  # it has copied everything into its own memory
-        for parameter, values in self._optimizer.state.items():
-            for name, value in values.items():
-                if not isinstance(value, torch.Tensor):
-                    continue
-                # Memory of its own, since what was read may be mapped to the file; and where it belongs to each element
-                # laid out as the parameter's, since fused kernels walk both in storage order.
-                alike = value.shape == parameter.shape
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if alike else value.clone()
+        restore_optimizer(self._optimizer, self._parameters, saved, alone=self.parallel.group.size == 1)

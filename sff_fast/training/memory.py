@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from .. import tasks
 from ..data import ForecastData
 from ..optim import has_states
 from ..optim.fused_adamw import BUCKET_BYTES
@@ -248,7 +249,7 @@ class MemoryModel:
             batch = part.batch(torch.arange(min(windows, len(part))))
             live = LiveBytes(_tensors_of(self._adapter.model))
             with self._unseen("evaluation", lambda: live.peak), live:
-                self._adapter.forecast(batch.context.to(self._settings.device), self._data.prediction_length)
+                tasks.evaluation(self._data, "val").predict(self._adapter, batch.to(self._settings.device), seed=0)
             return live.peak
 
     @contextlib.contextmanager

@@ -15,9 +15,18 @@ WRITTEN = (
     "learning_curves.png",
     "forecasts.png",
     "comparison.png",
+    "imputation.png",
+    "anomaly.png",
+    "alphas.png",
+    "landscape.csv",
+    "contours.png",
+    "surfaces.png",
+    "landscape",
     "log.jsonl",
     "model",
     "runs",
+    "windows",
+    "sweep.png",
     "state",
 )
 """What a run or comparison writes into its folder, in the order in which ``overwrite`` removes it."""

@@ -11,10 +11,8 @@ import torch
 from ..data import Scaler, Table
 from ..data.frequency import infer_frequency
 from ..errors import ArgumentError, DataError
+from ..metrics.quantile import LEVELS
 from .config import resolve_device
-
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""The levels at which sample paths are summarised."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +22,7 @@ class TableForecast:
     Attributes:
         mean: float64 [H, C], the point forecast in the data's own units.
         quantiles: Level to float64 [H, C]: the family's own, or, for a family that draws sample paths, those of the
-            paths at the levels :data:`LEVELS`; None where it has neither.
+            paths at the levels :data:`sff_fast.metrics.quantile.LEVELS`; None where it has neither.
         columns: Name of each channel.
         timestamps: ``datetime64[us]`` [H], continuing those of the table, or None where it has none.
     """

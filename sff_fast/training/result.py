@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..stream import STREAM_VERSION
 from ..version import __version__
+from .comparisons import build_comparisons
+from .labels import ZERO_SHOT, label_runs
 from .log import finite
-from .statistics import mean_and_std, paired_interval
+from .statistics import mean_and_std
 from .verdict import verdict
-
-ZERO_SHOT = "zero-shot"
+from .windows import WindowErrors
 
 
 @dataclasses.dataclass
@@ -40,6 +38,8 @@ class RunResult:
         zero_shot: Metrics of the pre-trained model.
         verdict: Which model to ship.
         model_dir: Where the model is, in the family's published layout; None without ``out``.
+        windows: Test error of every window; None where the forecasts are not finite.
+        zero_shot_windows: The pre-trained model's, where this run measured it.
     """
 
     strategy: str
@@ -58,9 +58,13 @@ class RunResult:
     zero_shot: dict[str, Any]
     verdict: str = ""
     model_dir: Path | None = None
+    windows: WindowErrors | None = dataclasses.field(default=None, compare=False, repr=False)
+    zero_shot_windows: WindowErrors | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of_zero_shot(cls, zero_shot: dict[str, Any], seed: int, model_dir: Path | None) -> RunResult:
+    def of_zero_shot(
+        cls, zero_shot: dict[str, Any], seed: int, model_dir: Path | None, windows: WindowErrors | None = None
+    ) -> RunResult:
         """The result of the run that tunes nothing."""
         return cls(
             strategy=ZERO_SHOT,
@@ -79,11 +83,13 @@ class RunResult:
             zero_shot=zero_shot,
             verdict=verdict(zero_shot, []),
             model_dir=model_dir,
+            windows=windows,
+            zero_shot_windows=windows,
         )
 
     def to_json(self) -> dict[str, Any]:
         """The run's entry in ``metrics.json``."""
-        left_out = ("history", "zero_shot", "verdict", "model_dir")
+        left_out = ("history", "zero_shot", "verdict", "model_dir", "windows", "zero_shot_windows")
         entry = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         return finite(entry)
 
@@ -126,25 +132,12 @@ def zero_shot_entry(val: Mapping[str, Any], test: Mapping[str, Any], seconds: fl
     )
 
 
-def alpha_text(alpha: float | Mapping[str, float] | None) -> str:
-    """Alpha in a file name: ``-alpha0.7``, eight hex digits of a mapping's hash, or nothing."""
-    if alpha is None:
-        return ""
-    if isinstance(alpha, Mapping):
-        return f"-alpha{hashlib.sha256(json.dumps(dict(alpha)).encode()).hexdigest()[:8]}"
-    return f"-alpha{alpha!r}"
-
-
-def label_runs(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The label of each run in summary and comparisons: its strategy, with alpha where that strategy had several."""
-    alphas: dict[str, set[str]] = {}
-    for run in runs:
-        alphas.setdefault(run["strategy"], set()).add(alpha_text(run["alpha"]))
-    return [run["strategy"] + (alpha_text(run["alpha"]) if len(alphas[run["strategy"]]) > 1 else "") for run in runs]
-
-
 def build_metrics(
-    description: Mapping[str, Any], zero_shot: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]
+    description: Mapping[str, Any],
+    zero_shot: Mapping[str, Any],
+    runs: Iterable[Mapping[str, Any]],
+    windows: Sequence[WindowErrors | None] | None = None,
+    zero_shot_windows: WindowErrors | None = None,
 ) -> dict[str, Any]:
     """All of ``metrics.json``.
 
@@ -152,11 +145,14 @@ def build_metrics(
         description: What was run: ``family``, ``data`` and so on; its keys go in as they are.
         zero_shot: The zero-shot entry.
         runs: Entries of the tuned runs.
+        windows: The test error of every window, for each run.
+        zero_shot_windows: The zero-shot model's.
     """
     runs = [dict(run) for run in runs]
     groups: dict[str, list[dict[str, Any]]] = {}
     for label, run in zip(label_runs(runs), runs, strict=True):
         groups.setdefault(label, []).append(run)
+    comparisons = build_comparisons(zero_shot, runs, windows, zero_shot_windows)
     return finite(
         {
             "sff_fast": __version__,
@@ -165,8 +161,8 @@ def build_metrics(
             "zero_shot": dict(zero_shot),
             "runs": runs,
             "summary": _summary(zero_shot, groups),
-            "comparisons": _comparisons(zero_shot, groups),
-            "verdict": verdict(zero_shot, runs),
+            "comparisons": comparisons,
+            "verdict": verdict(zero_shot, runs, comparisons),
         }
     )
 
@@ -182,32 +178,3 @@ def _summary(zero_shot: Mapping[str, Any], groups: Mapping[str, list[dict[str, A
         row["n"] = sum(run["test_mse"] is not None for run in members)
         table[label] = row
     return table
-
-
-def _comparisons(
-    zero_shot: Mapping[str, Any], groups: Mapping[str, list[dict[str, Any]]], metric: str = "test_mse"
-) -> list[dict[str, Any]]:
-    """Every pair of labels: mean of a - b over the seeds that both have, with its 95 % Student t interval.
-
-    The zero-shot model has no seed: its figure is subtracted from every seed of the other one.
-    """
-    by_seed = {label: {run["seed"]: run[metric] for run in members} for label, members in groups.items()}
-    entries = []
-    for a, b in [*itertools.combinations(groups, 2), *((label, ZERO_SHOT) for label in groups)]:
-        of_b = dict.fromkeys(by_seed[a], zero_shot[metric]) if b == ZERO_SHOT else by_seed[b]
-        pairs = [(by_seed[a][seed], of_b[seed]) for seed in by_seed[a] if seed in of_b]
-        differences = [first - second for first, second in pairs if first is not None and second is not None]
-        if differences:
-            mean, low, high = paired_interval(differences)
-            entries.append(
-                {
-                    "a": a,
-                    "b": b,
-                    "metric": metric,
-                    "difference": mean,
-                    "ci_low": low,
-                    "ci_high": high,
-                    "n": len(differences),
-                }
-            )
-    return entries

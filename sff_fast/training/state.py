@@ -1,12 +1,14 @@
 """``state/``: what a run needs to go on after it was stopped, complete or not there.
 
-Every save is a folder ``state/save-000012`` with ``state.json`` and safetensors files; the JSON holds the format version,
-the hash and size of each file and a hash of its own content. The two newest are kept: one that is damaged is refused,
-which is said, and the one before it is used.
+Every save is a folder ``state/save-000012`` with ``state.json`` and the tensors: in safetensors files, or, where several
+processes have written, in those of ``torch.distributed.checkpoint``. The JSON holds the format version, the hash and size
+of each file and a hash of its own content. The two newest saves are kept: one that is damaged is refused, which is said,
+and the one before it is used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,6 +22,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..distributed.checkpoint import Like, has_parts, read_parts, write_parts
+from ..distributed.group import Group
 from ..errors import CheckpointError
 from ..files import atomic_directory, read_json, save_safetensors, sha256, write_json
 
@@ -39,9 +43,22 @@ class Saved:
     directory: Path
     content: dict[str, Any]
 
-    def tensors(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors of one of its files, one at a time, on the CPU."""
-        yield from iterate_safetensors(self.directory / f"{name}.safetensors")
+    @property
+    def by_several(self) -> bool:
+        """Whether several processes have written it, each its part of the tensors."""
+        return has_parts(self.directory)
+
+    def tensors(self, name: str, like: Like = lambda name: None) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of one of its sets, on the CPU, a few at a time.
+
+        Args:
+            name: The set.
+            like: Gives for a name the tensor that it belongs to, or None. Where that is a DTensor, and several processes have
+                written the save, it comes as one, this process's part of it alone. Default: all come whole.
+        """
+        if self.by_several:
+            return read_parts(self.directory, name, like)
+        return iterate_safetensors(self.directory / f"{name}.safetensors")
 
 
 class StateStore:
@@ -50,11 +67,13 @@ class StateStore:
     Args:
         directory: The run's ``state`` folder; it is made by the first save.
         keep: How many saves to keep.
+        group: The processes that save together. Default: this one alone.
     """
 
-    def __init__(self, directory: Path, keep: int = 2) -> None:
+    def __init__(self, directory: Path, keep: int = 2, group: Group | None = None) -> None:
         self.directory = directory
         self.keep = keep
+        self.group = Group() if group is None else group
         self._damaged: list[Path] = []
 
     def save(
@@ -63,33 +82,42 @@ class StateStore:
         tensors: Mapping[str, Mapping[str, torch.Tensor]],
         copies: Mapping[str, Path],
     ) -> Path:
-        """Write a save and remove what is older than the newest ``keep``.
+        """Write a save and remove what is older than the newest ``keep``; every process must call.
 
         Args:
-            content: What JSON holds.
+            content: What JSON holds, as the writing process has it.
             tensors: Name of a safetensors file (without suffix) to its tensors.
             copies: Name of a safetensors file to a file that is copied as it is.
 
         Returns:
             The new folder.
         """
+        with contextlib.ExitStack() as stack:
+            target, folder = self.group.lead(lambda: self._begin(stack))
+            if self.group.size == 1:
+                for name, values in tensors.items():
+                    save_safetensors(folder / f"{name}.safetensors", values)
+                hashes = {}
+            else:
+                own = write_parts(folder, tensors, self.group)
+                hashes = dict(pair for some in self.group.gather([(path.name, sha256(path)) for path in own]) for pair in some)
+            if self.group.writes:
+                _complete(folder, content, copies, hashes)
+        if self.group.writes:
+            whole = [path for path in self._folders() if path not in self._damaged]
+            for path in [*self._damaged, *whole[: -self.keep]]:
+                shutil.rmtree(path)
+            self._damaged = []
+        self.group.barrier()
+        return target
+
+    def _begin(self, stack: contextlib.ExitStack) -> tuple[Path, Path]:
+        """The new folder, and its temporary name until the stack is closed."""
         self.directory.mkdir(parents=True, exist_ok=True)
         present = self._folders()
         number = int(_NAME.match(present[-1].name)[1]) + 1 if present else 0
         target = self.directory / f"save-{number:06d}"
-        with atomic_directory(target) as folder:
-            for name, values in tensors.items():
-                save_safetensors(folder / f"{name}.safetensors", values)
-            for name, source in copies.items():
-                shutil.copyfile(source, folder / f"{name}.safetensors")
-            files = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
-            body = {"files": files, "content": content}
-            write_json(folder / "state.json", {"format": FORMAT, "sha256": _digest(body), **body})
-        whole = [path for path in self._folders() if path not in self._damaged]
-        for path in [*self._damaged, *whole[: -self.keep]]:
-            shutil.rmtree(path)
-        self._damaged = []
-        return target
+        return target, stack.enter_context(atomic_directory(target))
 
     def load(self) -> Saved | None:
         """The newest save that is whole, or None when nothing was ever saved.
@@ -113,11 +141,12 @@ class StateStore:
         return None
 
     def clear(self, keep: int) -> None:
-        """Remove all but the newest saves, and the copy of the best weights that a running run works with."""
+        """Remove all but the newest saves, and the weights beside them that a running run works with."""
         folders = self._folders()
         for path in folders[: len(folders) - keep]:
             shutil.rmtree(path)
-        (self.directory / "best.safetensors").unlink(missing_ok=True)
+        for path in self.directory.glob("*.safetensors"):
+            path.unlink()
         if not keep and self.directory.is_dir():
             shutil.rmtree(self.directory)
 
@@ -126,6 +155,18 @@ class StateStore:
             return []
         found = [path for path in self.directory.iterdir() if _NAME.match(path.name) and path.is_dir()]
         return sorted(found, key=lambda path: int(_NAME.match(path.name)[1]))
+
+
+def _complete(folder: Path, content: dict[str, Any], copies: Mapping[str, Path], hashes: Mapping[str, str]) -> None:
+    """Copy what is copied, and write ``state.json``; what has a hash already is not read again."""
+    for name, source in copies.items():
+        shutil.copyfile(source, folder / f"{name}.safetensors")
+    files = {
+        path.name: {"sha256": hashes.get(path.name) or sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+    }
+    body = {"files": files, "content": content}
+    write_json(folder / "state.json", {"format": FORMAT, "sha256": _digest(body), **body})
 
 
 def _read(folder: Path) -> Saved:

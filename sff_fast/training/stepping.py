@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from ..data import ForecastData
+from ..distributed.parallel import Parallel, Part
 from ..errors import SffFastError
 from ..optim import FusedAdamW, make_optimizer
 from .config import Settings
+from .runtime import seed_all
+from .strategies import Method
 
 
 class NotFiniteLossError(SffFastError):
@@ -58,20 +61,33 @@ class Stepper:
         data: The windows.
         settings: The settings.
         parameters: Name in the model to parameter to train.
+        parallel: The processes, each of which takes its part of a batch. Default: this one alone.
+        method: What the strategy does beside the loop; None for nothing.
     """
 
-    def __init__(self, adapter: Any, data: ForecastData, settings: Settings, parameters: dict[str, torch.nn.Parameter]) -> None:
+    def __init__(
+        self,
+        adapter: Any,
+        data: ForecastData,
+        settings: Settings,
+        parameters: dict[str, torch.nn.Parameter],
+        parallel: Parallel | None = None,
+        method: Method | None = None,
+    ) -> None:
         self.optimizer = optimizer_for(settings, parameters)
         self._adapter, self._data, self._settings = adapter, data, settings
+        self._parallel = Parallel() if parallel is None else parallel
+        self._method = Method(adapter, settings) if method is None else method
         self._parameters = list(parameters.values())
         self._ours = isinstance(self.optimizer, FusedAdamW)
 
-    def step(self, indices: torch.Tensor, lr: float) -> float:
+    def step(self, indices: torch.Tensor, lr: float, number: int = 0) -> float:
         """One step.
 
         Args:
-            indices: The windows of the batch.
+            indices: The windows of the batch, over all processes.
             lr: Learning rate.
+            number: Steps of the run before this one: decides what a strategy draws, and with several processes seeds dropout.
 
         Returns:
             The batch's mean training loss.
@@ -82,9 +98,9 @@ class Stepper:
         optimizer, settings = self.optimizer, self._settings
         for group in optimizer.param_groups:
             group["lr"] = lr
-        parts = indices.split(settings.micro_batch)
+        self._number = number
         try:
-            value = self._whole(indices) if len(parts) == 1 else self._accumulated(parts, len(indices))
+            value = self._method.passes(lambda: self._passes(indices), number + 1)
         except NotFiniteLossError:
             optimizer.zero_grad(set_to_none=True)
             raise
@@ -92,6 +108,7 @@ class Stepper:
             torch.nn.utils.clip_grad_norm_(self._parameters, settings.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self._method.stepped()
         return value
 
     def close(self) -> None:
@@ -99,41 +116,60 @@ class Stepper:
         if self._ours:
             self.optimizer.stop_releasing()
 
-    def _loss(self, indices: torch.Tensor) -> tuple[torch.Tensor, float]:
-        loss = self._adapter.loss(self._data.train.batch(indices).to(self._settings.device))
-        value = loss.item()
+    def _passes(self, indices: torch.Tensor) -> float:
+        parts = self._parallel.parts(indices, self._settings.micro_batch)
+        return self._whole(parts[0]) if len(parts) == 1 else self._accumulated(parts)
+
+    def _loss(self, part: Part) -> tuple[torch.Tensor, float]:
+        """The loss to go back from, and what the part, over all processes, adds to the batch's mean loss."""
+        group, settings = self._parallel.group, self._settings
+        if group.size > 1:
+            # Each part has random numbers of its own, whatever came before: they are in no save.
+            seed_all(_mixed(settings.seed, self._number, group.rank, part.number), settings.device)
+        loss = self._parallel.loss(self._adapter, self._data.train.batch(part.indices).to(settings.device))
+        value = group.sum(loss.item() * part.share)
         if not math.isfinite(value):
             raise NotFiniteLossError(value)
-        return loss, value
+        return loss if part.scale == 1 else loss * part.scale, value
 
-    def _whole(self, indices: torch.Tensor) -> float:
+    def _whole(self, part: Part) -> float:
         if not (self._settings.release_gradients and self._settings.grad_clip is not None):
-            loss, value = self._loss(indices)
+            loss, value = self._loss(part)
             loss.backward()
             return value
         # Two forward passes: what the first one leaves in the model's buffers must not reach the second one.
         before = {name: buffer.detach().clone() for name, buffer in self._adapter.model.named_buffers()}
-        passes = 0
+        passes, value = 0, 0.0
 
         def closure() -> torch.Tensor:
-            nonlocal passes
+            nonlocal passes, value
             passes += 1
             if passes > 1:
                 for name, buffer in self._adapter.model.named_buffers():
                     if name in before:
                         buffer.copy_(before[name])
-            return self._loss(indices)[0]
+            loss, value = self._loss(part)
+            return loss
 
-        return self.optimizer.backward(closure).item()
+        self.optimizer.backward(closure)
+        return value
 
-    def _accumulated(self, parts: tuple[torch.Tensor, ...], windows: int) -> float:
+    def _accumulated(self, parts: list[Part]) -> float:
         """Backward passes of a batch's parts, each with its share of the windows; the gradients are whole afterwards."""
         total = 0.0
         keeping = self.optimizer.accumulating() if self._settings.release_gradients else contextlib.nullcontext()
         with keeping:
             for part in parts:
-                loss, value = self._loss(part)
-                share = len(part) / windows
-                (loss * share).backward()
-                total += value * share
+                with self._parallel.accumulating(more=part is not parts[-1]):
+                    loss, value = self._loss(part)
+                    loss.backward()
+                total += value
         return total
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed of several numbers."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed * 0x9E3779B97F4A7C15 + number + 1) % 2**63
+    return mixed

@@ -19,6 +19,7 @@ from sff_fast.cli.options import (
     quiet_option,
     seeds_options,
     strategies_options,
+    task_options,
     training_options,
 )
 from sff_fast.cli.progress import make_progress
@@ -29,6 +30,7 @@ DEFAULT_STRATEGIES = ("zero-shot", "ff", "sff")
 @click.command(short_help="Tune by several strategies and seeds; which to ship?")
 @model_options
 @data_options
+@task_options
 @strategies_options
 @alpha_option
 @alphas_option
@@ -53,6 +55,10 @@ def compare(
     fill: str | None,
     drop: bool,
     train_fraction: float,
+    task: str,
+    mask_rates: tuple[float, ...] | None,
+    patch_length: int | None,
+    segment_length: int | None,
     strategy: str | None,
     strategies: tuple[str, ...] | None,
     alpha: float | dict[str, float] | None,
@@ -77,7 +83,7 @@ def compare(
 
     from sff_fast import report
     from sff_fast.cli import outcome
-    from sff_fast.cli.sources import model_maker, open_data, use_threads
+    from sff_fast.cli.sources import model_maker, open_task, use_threads
     from sff_fast.files import check_output_directory
     from sff_fast.training import compare as library
 
@@ -86,7 +92,9 @@ def compare(
         check_output_directory(out, overwrite=overwrite, resume=resume)
     use_threads(threads)
     make_adapter = model_maker(family, checkpoint, tiny)
-    windows = open_data(make_adapter(), data, split, context_length, prediction_length, stride, fill, drop, train_fraction)
+    own = {"mask_rates": mask_rates, "patch_length": patch_length, "segment_length": segment_length}
+    lengths = (context_length, prediction_length, stride)
+    windows = open_task(task, own, make_adapter(), data, split, *lengths, fill, drop, train_fraction=train_fraction)
     result = library(
         make_adapter,
         windows,

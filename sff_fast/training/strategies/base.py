@@ -1,4 +1,4 @@
-"""The fine-tuning strategies: how the weights are prepared, and what is trained in which phase."""
+"""What a strategy is made of: how the weights are prepared, what is trained in which phase, what goes on beside the loop."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..errors import ArgumentError
-from ..smooth import VOLATILE, fill_, smooth_, smoothing_of
-from .config import Settings
-from .log import as_json
+from ...errors import ArgumentError
+from ..config import PRECISIONS, Settings
+from .method import Method
+from .options import Option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +40,32 @@ class Strategy:
         name: The name that users write.
         summary: One line for help texts and reports.
         prepare: Changes the weights before training, ``(adapter, settings, plan) -> report``; None leaves them.
+        method: What it does during training, one object a run; the default does nothing.
+        option: Its own option, or None.
         uses_alpha: Whether alpha means something to it.
         probes: Whether there is a phase that trains the head alone.
         tunes_fully: Whether there is a phase that trains all parameters.
+        whole_gradients: Whether it needs all gradients before the step, which ``release_gradients`` frees one by one.
+        extra_memory: What it keeps beside full fine-tuning's memory, in words; empty where that is nothing, so that the
+            prediction of a run's memory holds.
+        precisions: Precisions that it can work with.
+        check: Says in one line why it cannot work with an adapter, before anything is written; None where it always can.
+        alone: Whether it works in one process only, not by several that share or shard a model.
     """
 
     name: str
     summary: str
-    prepare: Callable[[Any, Settings, Any], dict[str, Any]] | None
+    prepare: Callable[[Any, Settings, Any], dict[str, Any]] | None = None
+    method: type[Method] = Method
+    option: Option | None = None
     uses_alpha: bool = False
     probes: bool = False
     tunes_fully: bool = True
+    whole_gradients: bool = False
+    extra_memory: str = ""
+    precisions: tuple[str, ...] = tuple(PRECISIONS)
+    check: Callable[[Any], None] | None = None
+    alone: bool = False
 
     def phases(self, settings: Settings) -> tuple[Phase, ...]:
         """The phases of a run with these settings."""
@@ -63,46 +78,6 @@ class Strategy:
         limit = settings.max_steps
         probing_limit = None if limit is None else min(limit - 1, max(1, limit * probing // settings.epochs))
         return (Phase("head", probing, True, probing_limit), Phase("full", settings.epochs - probing, False, limit))
-
-
-def _fill(adapter: Any, settings: Settings, plan: Any) -> dict[str, Any]:
-    plan = adapter.plan() if plan is None else plan
-    return fill_(adapter.model, plan, seed=settings.seed, rng=settings.rng).to_json()
-
-
-def _smooth(adapter: Any, settings: Settings, plan: Any) -> dict[str, Any]:
-    return smooth_(
-        adapter.model,
-        adapter.plan() if plan is None else plan,
-        alpha=settings.alpha,
-        seed=settings.seed,
-        rng=settings.rng,
-        again=settings.again,
-    ).to_json()
-
-
-def is_prepared(model: torch.nn.Module, report: dict[str, Any]) -> bool:
-    """Whether the last smoothing of a model is the one that a report tells of, as after an interruption in a notebook."""
-    last = smoothing_of(model)[-1:]
-    return any(
-        {key: value for key, value in as_json(one).items() if key not in VOLATILE}
-        == {key: value for key, value in report.items() if key not in VOLATILE}
-        for one in last
-    )
-
-
-STRATEGIES: dict[str, Strategy] = {
-    strategy.name: strategy
-    for strategy in (
-        Strategy("zero-shot", "the pre-trained model as it is", None, tunes_fully=False),
-        Strategy("tfs", "train from scratch: the same architecture from a fresh random initialisation", _fill),
-        Strategy("ff", "full fine-tuning of the pre-trained weights", None),
-        Strategy("sff", "smooth the weights with a random initialisation, then full fine-tuning", _smooth, uses_alpha=True),
-        Strategy("lp", "linear probing: only the head is trained", None, probes=True, tunes_fully=False),
-        Strategy("lp-ff", "linear probing, then full fine-tuning", None, probes=True),
-    )
-}
-"""Name to strategy, in the order in which they are listed and compared."""
 
 
 @contextlib.contextmanager
@@ -133,14 +108,3 @@ def trainable(adapter: Any, phase: Phase) -> Iterator[dict[str, torch.nn.Paramet
     finally:
         for parameter, required in before:
             parameter.requires_grad_(required)
-
-
-def check_trainable(adapter: Any, settings: Settings) -> None:
-    """Check that every phase of a run has something to train.
-
-    Raises:
-        ArgumentError: As :func:`trainable`.
-    """
-    for phase in STRATEGIES[settings.strategy].phases(settings):
-        with trainable(adapter, phase):
-            pass
