@@ -38,7 +38,14 @@ from sff_fast.cli.types import Alpha, Integer, Number
 )
 @click.option("--windows", type=COUNT, metavar="N", default=64, help="Validation windows that the loss is measured on.")
 @click.option("--batch-size", type=COUNT, metavar="N", default=64, help="Windows at a time.")
-@click.option("--hessian/--no-hessian", default=True, help="Measure the Hessian's greatest eigenvalue and trace too.")
+@click.option(
+    "--no-hessian",
+    "hessian",
+    flag_value=False,
+    default=True,
+    show_default=False,
+    help="Leave the Hessian's eigenvalue and trace out.",
+)
 @click.option("--probes", type=COUNT, metavar="N", default=16, help="Random vectors for the trace.")
 @click.option("--out", metavar="DIR", help="Folder for the grid, the pictures and the report.  [default: none]")
 @out_options
