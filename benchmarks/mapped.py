@@ -2,16 +2,16 @@
 
 Every contender starts from the file in the page cache and ends with smoothed parameters that may be trained:
 
-* mapped: ``load_file`` maps the file privately; the kernel's first write to each 4 KiB page copies it;
-* populated: the same, all pages copied by one ``madvise(MADV_POPULATE_WRITE)`` first;
+* populated: ``load_file`` maps the file privately, and ``smooth_`` has all pages copied before the kernel runs
+  (:mod:`sff_fast.mapped`);
+* page by page: the same without that, so that the kernel's first write to each 4 KiB page copies it;
 * read: the file read into anonymous memory with huge pages, the tensors being views of it;
 * read, small pages: the same without the advice;
-* mapped, not smoothed: ``load_file`` and an in-place scale, the least that the first way can cost.
+* not smoothed: ``load_file`` and an in-place scale, what training costs that smooths nothing.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import tempfile
@@ -24,29 +24,9 @@ from safetensors.torch import load_file, save_file
 from timing import interleaved, row
 
 import sff_fast
+from sff_fast import mapped as mapping
 
-POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14
 TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
-PAGE = mmap.PAGESIZE
-
-
-def populate(tensors: list[torch.Tensor]) -> None:
-    """Make all pages of these tensors private and writable in one call a run of neighbours.
-
-    Raises:
-        OSError: The kernel is older than 5.14 or out of memory.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    spans = sorted((t.data_ptr() & -PAGE, -(-(t.data_ptr() + t.nbytes) // PAGE) * PAGE) for t in tensors)
-    merged: list[tuple[int, int]] = []
-    for begin, end in spans:
-        if merged and begin <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((begin, end))
-    for begin, end in merged:
-        if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), POPULATE_WRITE) != 0:
-            raise OSError(ctypes.get_errno(), "madvise(MADV_POPULATE_WRITE) failed: it needs Linux 5.14")
 
 
 def read(path: Path, huge: bool) -> dict[str, torch.Tensor]:
@@ -83,15 +63,17 @@ def mapped(name: str, runs: int, threads: int) -> list:
             model.load_state_dict(weights, strict=False, assign=True)
             sff_fast.smooth_(model, plan, ALPHA, seed=1, threads=threads, again=True)
 
-        def populated() -> None:
-            weights = load_file(path)
-            populate(list(weights.values()))
-            smooth(weights)
+        def page_by_page() -> None:
+            before, mapping.POPULATE_FROM = mapping.POPULATE_FROM, 1 << 62
+            try:
+                smooth(load_file(path))
+            finally:
+                mapping.POPULATE_FROM = before
 
         contenders = {
             "not smoothed": lambda: [t.mul_(0.999) for t in load_file(path).values()],
-            "mapped": lambda: smooth(load_file(path)),
-            "populated": populated,
+            "populated": lambda: smooth(load_file(path)),
+            "page by page": page_by_page,
             "read": lambda: smooth(read(path, True)),
             "read, small pages": lambda: smooth(read(path, False)),
         }

@@ -53,7 +53,8 @@ struct Table {
         const DeviceGuard guard(device);
         std::vector<sff::Shape> found(cut.buckets.size());
         for (size_t i = 0; i < found.size(); ++i)
-            expect(sff::shape_of(cut.buckets[i], found[i]), "occupancy of the smoothing kernel on device " + std::to_string(device));
+            expect(sff::shape_of(cut.buckets[i], found[i]),
+                   "occupancy of the smoothing kernel on device " + std::to_string(device));
         shapes = std::move(found);
     }
 

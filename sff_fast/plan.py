@@ -219,9 +219,9 @@ class InitPlan:
                     raise PlanError(f"the name {name!r} appears twice in the plan")
                 self._by_alias[name] = parameter.name
             self.parameters[parameter.name] = parameter
-        self.versions = dict(versions) if versions is not None else base_versions()
-        self.notes = tuple(notes)
-        self.program = tuple(program)
+        self.versions: dict[str, str] = dict(versions) if versions is not None else base_versions()
+        self.notes: tuple[str, ...] = tuple(notes)
+        self.program: tuple[DrawRecord, ...] = tuple(program)
         self.factory = factory
         self._tables = dict(tables or {})
         self._samples = dict(samples or {})

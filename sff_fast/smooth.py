@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sff_fast import backends, prepared, shards, table
+from sff_fast import backends, mapped, prepared, shards, table
 from sff_fast.backends import cpu
 from sff_fast.errors import ArgumentError
 from sff_fast.factors import Factors, match_factors, parse_factors
@@ -329,6 +329,7 @@ def _run_kernels(
     used, ran, records = 1, {}, None
     for device, name, run, tasks in ready:
         if run is cpu.run and tasks:
+            mapped.populate((pair.tensor for pair in groups[device]), threads)
             packed = table.pack(tasks)
             used = max(used, cpu.run_packed(packed, threads))
             records = prepared.records_of(tasks, packed) if len(ready) == 1 else None

@@ -76,7 +76,7 @@ def make_details(scale: float) -> dict:
     return {"test": {"mse_per_horizon": steps, "mse_per_channel": channels}}
 
 
-def make_sweep() -> dict:
+def make_comparison() -> dict:
     """Three seeds of FF, TFS and of SFF with four alphas, their comparisons and details."""
     runs = []
     for seed in range(3):
@@ -99,6 +99,44 @@ def make_sweep() -> dict:
     ]
     metrics = make_metrics(runs, comparisons=comparisons)
     metrics["zero_shot"]["metrics"] = make_details(0.4)
+    return metrics
+
+
+def make_sweep() -> dict:
+    """Four alphas, of which one was left out early and one was chosen and tested, with FF and TFS, over three seeds."""
+    metrics = make_comparison()
+    metrics["runs"] = [run for run in metrics["runs"] if run["alpha"] in (0.7, None)]
+    metrics["comparisons"] = []
+    points = []
+    for alpha, mean in ((0.3, 0.49), (0.5, 0.45), (0.7, 0.44), (0.9, 0.45)):
+        points.append(
+            {
+                "alpha": alpha,
+                "groups": {},
+                "label": f"{alpha}",
+                "seeds": [0] if alpha == 0.3 else [0, 1, 2],
+                "val_mse": [mean] * (1 if alpha == 0.3 else 3),
+                "val_mse_mean": mean,
+                "ci_low": None if alpha == 0.3 else mean - 0.01,
+                "ci_high": None if alpha == 0.3 else mean + 0.01,
+                "left_out_after": 1 if alpha == 0.3 else None,
+                "chosen": alpha == 0.7,
+                "seconds": 30.0,
+                "directories": [],
+            }
+        )
+    lines = [
+        {"strategy": strategy, "val_mse": [mean] * 3, "val_mse_mean": mean, "ci_low": mean - 0.01, "ci_high": mean + 0.01}
+        for strategy, mean in (("ff", 0.47), ("tfs", 0.73))
+    ]
+    metrics["sweep"] = {
+        "chosen": "0.7",
+        "by": "val_mse",
+        "seeds": [0, 1, 2],
+        "halving": None,
+        "points": points,
+        "baselines": lines,
+    }
     return metrics
 
 

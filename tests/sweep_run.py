@@ -20,9 +20,10 @@ from sff_fast.adapters import Adapter, load
 from sff_fast.adapters.timer import TimerAdapter
 from sff_fast.data import ForecastData, Table
 from sff_fast.models import Timer, TimerConfig
+from sff_fast.resident import return_freed_memory
 from sff_fast.training import finetune, sweep
 from sff_fast.training.pristine import Snapshot
-from sff_fast.training.runtime import peak_memory, reset_peak_memory, return_freed_memory
+from sff_fast.training.runtime import peak_memory, reset_peak_memory
 
 
 def make() -> Adapter:

@@ -283,7 +283,19 @@ def test_plan_says_why_a_parameter_is_not_elementwise_and_counts_all_kinds(tmp_p
 def test_help_lists_the_commands_that_work_and_no_others(capsys):
     assert run("--help") == 0
     listed = re.findall(r"^  ([a-z]+) {2,}", capsys.readouterr().out.split("Commands:")[1], re.MULTILINE)
-    assert listed == ["demo", "doctor", "plan", "smooth", "finetune", "compare", "evaluate", "forecast", "bench"]
+    assert listed == [
+        "demo",
+        "doctor",
+        "plan",
+        "smooth",
+        "finetune",
+        "compare",
+        "sweep",
+        "evaluate",
+        "forecast",
+        "landscape",
+        "bench",
+    ]
 
 
 def test_no_command_at_all_shows_the_help(capsys):
@@ -752,3 +764,76 @@ def test_the_documentation_names_no_option_that_does_not_exist():
     text = (ROOT / "docs" / "cli.md").read_text()
     known = {opt for command in cli.commands.values() for option in command.params for opt in option.opts}
     assert set(re.findall(r"--[a-z][a-z-]*", text)) <= known | {"--help"}
+
+
+# --- sweep -------------------------------------------------------------------
+
+
+def test_a_sweep_prints_all_alphas_and_draws_them(tmp_path, data, capsys):
+    out = tmp_path / "run"
+    arguments = ("sweep", *MODEL, *LENGTHS, *QUICK, "--data", data, "--alphas", "0.5,0.9", "--seeds", "2", "--out", out)
+    assert run(*arguments, "--alpha-groups", "head=1", "--baselines", "ff") == 0
+    text = capsys.readouterr().out
+    for words in ("95 % interval", "0.5, head=1", "0.9, head=1", "chosen", "zero-shot", "of 2 alphas, has the lowest", "report:"):
+        assert words in text
+    assert {"metrics.json", "model", "report.html", "sweep.png", "comparison.png"} <= {path.name for path in out.iterdir()}
+    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert [point["groups"] for point in metrics["sweep"]["points"]] == [{"head": 1.0}] * 2
+    assert metrics["verdict"] in text
+    before = snapshot(out / "runs")
+    assert run(*arguments, "--alpha-groups", "head=1", "--baselines", "ff", "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == metrics
+    assert snapshot(out / "runs") == before
+
+
+def test_a_sweep_of_imputation_chooses_and_tests_too(tmp_path, data):
+    out = tmp_path / "run"
+    arguments = (
+        "sweep",
+        *MODEL,
+        *QUICK,
+        "--data",
+        data,
+        "--task",
+        "imputation",
+        "--context-length",
+        "192",
+        "--alphas",
+        "0.5,0.9",
+    )
+    assert run(*arguments, "--seed", "0", "--baselines", "ff", "--out", out, "--quiet") == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert len(metrics["sweep"]["points"]) == 2
+    assert [entry["strategy"] for entry in metrics["runs"]] == ["sff", "ff"]
+    assert metrics["comparisons"][0]["covers"] in ("windows", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--alpha-groups", "head"), "expected a group and its alphas, such as head=0.5,0.9, got 'head'"),
+        (("--alpha-groups", "head=2"), "expected a number from 0 to 1, got 2"),
+        (("--alpha-groups", "head=1", "--alpha-groups", "head=0.5"), "--alpha-groups gives a group twice"),
+        (("--alpha-groups", "tail=1"), "alpha group 'tail' is none of head, embedding, norms and matches no parameter"),
+        (("--baselines", "sff"), "unknown strategy 'sff'"),
+        (("--alphas", "0.5,0.5"), "0.5 is listed twice"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_in_one_line(tmp_path, data, capsys, arguments, message):
+    out = tmp_path / "run"
+    assert run("sweep", *MODEL, *LENGTHS, *QUICK, "--data", data, "--out", out, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_sweeps_own_lists_are_the_librarys():
+    from sff_fast.cli.commands import sweep as command
+    from sff_fast.training import STRATEGIES
+    from sff_fast.training.sweep import ALPHAS, BASELINES
+
+    assert command.ALPHAS == ALPHAS
+    assert set(BASELINES) <= set(command.BASELINES)
+    assert [*command.BASELINES] == [
+        name for name, strategy in STRATEGIES.items() if name != "zero-shot" and not strategy.uses_alpha
+    ]

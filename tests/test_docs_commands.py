@@ -44,7 +44,8 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+    return [text for kind, text in found if kind == language]
 
 
 COMMANDS = [

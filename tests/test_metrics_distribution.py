@@ -141,20 +141,6 @@ def test_windows_of_one_channel_give_the_same_figures_as_joint_ones() -> None:
         assert got[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-13)), name
 
 
-def test_the_sums_of_several_processes_are_those_of_one() -> None:
-    target, forecast = draw(6, 4, 2), draw(6, 4, 2, seed=1)
-    whole, total = metrics_with_all(), metrics_with_all()
-    whole.update(forecast, target, quantiles=quantiles_of(forecast))
-    for part in (slice(0, 4), slice(4, 6), slice(6, 6)):
-        one = metrics_with_all()
-        if part.start < 6:
-            one.update(forecast[part], target[part], quantiles=quantiles_of(forecast[part]))
-        total.add_sums(one.sums())
-    expected, got = whole.to_json(), total.to_json()
-    for name, value in expected.items():
-        assert got[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-14)), name
-
-
 def test_zeros_are_forecast_without_an_error_in_per_cent() -> None:
     metrics = ForecastMetrics(1, 1)
     metrics.update(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), quantiles={0.5: torch.zeros(1, 1, 1)})

@@ -179,6 +179,78 @@ def test_the_operator_gives_the_bits_of_the_optimizers_step(
     cases.assert_equal_bits(changed, wanted)
 
 
+def _two_models(rate: torch.Tensor) -> tuple:
+    made = []
+    for lr in (rate, rate.clone()):
+        params = cases.parameters(torch.float32)
+        made.append((params, lr, FusedAdamW(params, lr=lr, state_dtype="int8", max_norm=1.0)))
+    return tuple(made)
+
+
+@pytest.fixture
+def never_again():
+    """Compiling a function a second time is an error."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+
+
+def test_a_compiled_step_is_one_graph_that_a_tensor_learning_rate_never_compiles_again(never_again):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    (params, lr, optimizer), (expected, other_lr, other) = _two_models(torch.tensor(1e-2))
+    run = torch.compile(optimizer.step, fullgraph=True, backend=backend)
+    for step in range(4):
+        for some in (params, expected):
+            cases.give_gradients(some, step)
+        run()
+        other.step()
+        for rate in (lr, other_lr):
+            rate.mul_(0.5)
+    assert len(graphs) == 1
+    calls = [node for node in graphs[0].graph.nodes if node.op == "call_function" and "optimizer_step_" in str(node.target)]
+    assert len(calls) == 1
+    assert [int(optimizer.state[p]["step"]) for p in params] == [4] * len(params)
+    cases.assert_equal_bits(params, expected)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_step_takes_what_the_function_wrote_before_and_shows_what_it_did(never_again, backend):
+    (params, _, optimizer), (expected, _, other) = _two_models(torch.tensor(1e-2))
+
+    def halve_and_step(some, stepper):
+        with torch.no_grad():
+            for p in some:
+                p.mul_(0.5)
+        stepper.step()
+        return torch.stack([p.detach().double().sum() for p in some])
+
+    run = torch.compile(halve_and_step, fullgraph=True, backend=backend)
+    for step in range(2):
+        for some in (params, expected):
+            cases.give_gradients(some, step)
+        kept = [p.grad for p in params]
+        sums = run(params, optimizer)
+        assert torch.equal(sums, halve_and_step(expected, other))
+        assert all(p.grad is grad for p, grad in zip(params, kept))
+    cases.assert_equal_bits(params, expected)
+
+
+def test_a_compiled_step_skips_a_parameter_without_gradient(never_again):
+    (params, _, optimizer), (expected, _, other) = _two_models(torch.tensor(1e-2))
+    for some in (params, expected):
+        cases.give_gradients(some, 0)
+        some[1].grad = None
+    torch.compile(optimizer.step, fullgraph=True, backend="aot_eager")()
+    other.step()
+    assert params[1] not in optimizer.state
+    cases.assert_equal_bits(params, expected)
+
+
 @pytest.mark.parametrize(("dtype", "state", "storing", "amsgrad", "decoupled"), STEPS[1:3])
 def test_torchs_checks_accept_adamw_(dtype, state, storing, amsgrad, decoupled):
     params, optimizer = _trained(dtype, state, storing, amsgrad, decoupled, 1)

@@ -35,7 +35,7 @@ import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         optional = "click rich matplotlib pandas jinja2 pyarrow scipy transformers huggingface_hub einops accelerate"
-        optional += " tsfm_public chronos sktime momentfm timesfm uni2ts gluonts lightning jaxtyping"
+        optional += " tsfm_public chronos sktime momentfm timesfm uni2ts gluonts lightning jaxtyping peft"
         if name.split(".")[0] in optional.split():
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Refuse())

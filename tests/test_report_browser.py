@@ -8,13 +8,23 @@ import re
 import shutil
 
 import pytest
-from report_cases import make_histories, make_landscape, make_metrics, make_run, make_sweep, make_window
+from report_cases import (
+    make_comparison,
+    make_histories,
+    make_landscape,
+    make_metrics,
+    make_run,
+    make_sweep,
+    make_window,
+)
 
 from sff_fast import report
 
 NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome", "google-chrome-stable")
 SIZES = {"phone": (390, 844), "desktop": (1280, 900)}
-PAGES = ("finetune", "sweep", "landscape")
+PATIENCE = 300_000
+"""Milliseconds until a browser that does not come up counts as broken, on however busy a machine."""
+PAGES = ("finetune", "compare", "sweep", "landscape")
 
 STICKING_OUT = """() => [...document.querySelectorAll('main *')]
     .filter(e => !e.closest('.scroll table') && !e.closest('svg') && e.getBoundingClientRect().right > innerWidth + 0.5)
@@ -41,11 +51,13 @@ def browser():
     """A headless browser of the system's, driven by playwright."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: `make browser-driver`")
     path = os.environ.get("SFF_FAST_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None and os.environ.get("SFF_FAST_NO_BROWSER") == "1":
+        pytest.skip("needs hardware: a machine with a browser, or whose package manager has one")
     if path is None:
         pytest.skip(f"no browser on the PATH ({', '.join(NAMES)}): `apt-get install chromium`, or name one in SFF_FAST_BROWSER")
     options = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=options)
+        opened = driver.chromium.launch(executable_path=path, args=options, timeout=PATIENCE)
         yield opened
         opened.close()
 
@@ -63,10 +75,11 @@ def folder(tmp_path_factory):
     facts = {"plan_hash": "0123456789abcdef" * 4}
     options = {"title": "timer on weather.csv: fine-tuning", "subtitle": "96 steps of context", "facts": facts}
     report.write(out / "finetune", finetune, make_histories(finetune), shown[:1], arguments=["finetune"], **options)
-    sweep = make_sweep()
-    (out / "sweep" / "landscape").mkdir()
-    (out / "sweep" / "landscape" / "metrics.json").write_text(json.dumps(make_landscape()))
-    report.write(out / "sweep", sweep, make_histories(sweep), shown, arguments=command, **options)
+    compare, sweep = make_comparison(), make_sweep()
+    (out / "compare" / "landscape").mkdir()
+    (out / "compare" / "landscape" / "metrics.json").write_text(json.dumps(make_landscape()))
+    report.write(out / "compare", compare, make_histories(compare), shown, arguments=command, **options)
+    report.write(out / "sweep", sweep, make_histories(sweep), shown, arguments=["sweep"], **options)
     report.write_landscape(out / "landscape", make_landscape(21), arguments=["landscape", *command[1:]], facts=facts)
     return out
 
@@ -91,7 +104,7 @@ def opened(request, browser, folder, size, scheme):
     page.on("request", lambda asked: page.requests.append(asked.url))
     page.on("console", lambda message: page.complaints.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.goto((folder / request.param / "report.html").as_uri(), wait_until="load")
+    page.goto((folder / request.param / "report.html").as_uri(), wait_until="load", timeout=PATIENCE)
     yield page
     context.close()
 

@@ -9,7 +9,15 @@ import re
 import numpy as np
 import pytest
 import torch
-from report_cases import make_histories, make_landscape, make_metrics, make_run, make_sweep, make_window
+from report_cases import (
+    make_comparison,
+    make_histories,
+    make_landscape,
+    make_metrics,
+    make_run,
+    make_sweep,
+    make_window,
+)
 
 from sff_fast import report
 from sff_fast.adapters import Forecast
@@ -29,7 +37,7 @@ def headings(html: str) -> list[str]:
 
 
 def test_the_alpha_curve_has_means_over_seeds_and_the_strategies_without_alpha():
-    first, second = alphas.alpha_panels(make_sweep())
+    first, second = alphas.alpha_panels(make_comparison())
     assert (first.title, second.title) == ("Validation MSE by alpha", "Test MSE by alpha")
     # 0.33 + 0.3 * (alpha - 0.7)^2 + 0.008 * (0, 1, 2): the mean is 0.008 above, the sample deviation is 0.008.
     assert "0.7 0.3380 plus or minus 8.000e-03" in second.alt
@@ -40,7 +48,7 @@ def test_the_alpha_curve_has_means_over_seeds_and_the_strategies_without_alpha()
 
 
 def test_a_line_far_above_the_curve_does_not_flatten_it():
-    metrics = make_sweep()
+    metrics = make_comparison()
     svg = render.to_svg(alphas.alpha_panels(metrics)[1], "x")
     assert "var(--tfs)" not in svg
     near = [{**run, "test_mse": 0.39} if run["strategy"] == "tfs" else run for run in metrics["runs"]]
@@ -62,7 +70,7 @@ def test_validation_alone_says_which_alpha_is_preferred():
 
 
 def test_of_several_alphas_the_preferred_one_stands_out_and_the_breakdown_shows_it_alone():
-    metrics = make_sweep()
+    metrics = make_comparison()
     curves = render.to_svg(panels.learning_panels(metrics, make_histories(metrics))[1], "x")
     assert "SFF 0.7" in curves
     assert "SFF, other alphas" in curves
@@ -70,6 +78,19 @@ def test_of_several_alphas_the_preferred_one_stands_out_and_the_breakdown_shows_
     for panel in panels.breakdown_panels(metrics):
         assert "SFF 0.7" in panel.alt
         assert "SFF 0.9" not in panel.alt
+
+
+def test_a_sweeps_page_has_every_alpha_in_a_table_and_one_picture_of_them(tmp_path):
+    metrics = make_sweep()
+    report.write(tmp_path, metrics, make_histories(metrics))
+    html = (tmp_path / "report.html").read_text()
+    assert headings(html)[:4] == ["verdict", "results", "points", "comparison"]
+    table = words(html[html.index('<section aria-labelledby="points"') : html.index('<section aria-labelledby="comparison"')])
+    assert "0.7 chosen 3 0.4400 0.4300 to 0.4500" in table
+    assert "0.3 1 0.4900 – +8.9 % 30.0 s left out after 1 seeds" in table
+    section = html[html.index('<section aria-labelledby="alphas"') : html.index('<section aria-labelledby="learning"')]
+    assert "Chosen: alpha 0.7." in section
+    assert not (tmp_path / "alphas.png").exists()
 
 
 # --- differences ------------------------------------------------------------
@@ -226,7 +247,7 @@ def test_a_flat_landscape_and_one_without_finite_losses_are_drawn_or_left_out(tm
 
 
 def test_a_runs_report_shows_the_landscape_that_lies_in_its_folder(tmp_path):
-    metrics = make_sweep()
+    metrics = make_comparison()
     report.write(tmp_path, metrics, make_histories(metrics), [make_window()])
     before = headings((tmp_path / "report.html").read_text())
     assert before == ["verdict", "results", "comparison", "alphas", "learning", "forecasts", "breakdown", "cost", "provenance"]
@@ -251,3 +272,16 @@ def test_a_loss_that_is_nowhere_near_finite_still_has_words():
     contours, _ = landscapes.panels(metrics["landscape"])
     assert "not finite at the centre" in contours[0].alt
     assert math.isfinite(centre["lowest"]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns"),
+    [
+        (["FF"], 1),
+        (["FF", "SFF", "TFS", "LP", "LP-FF"], 4),
+        (["TFS", "FF", "SFF, other alphas", "SFF 0.7", "zero-shot"], 3),
+        (["a" * 40] * 2, 1),
+    ],
+)
+def test_a_legend_is_as_wide_as_its_names_allow(labels, columns):
+    assert panels.legend_columns(labels) == columns

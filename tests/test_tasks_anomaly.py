@@ -181,17 +181,6 @@ def test_segments_with_the_same_score_as_the_labelled_one_come_before_it() -> No
     assert detection(np.ones(10), (4, 5), 2)["rank"] == 5
 
 
-def test_the_scores_of_several_processes_are_those_of_one() -> None:
-    data, total = make_data(), None
-    for half in torch.arange(len(data.test)).chunk(2):
-        one = tasks.evaluation(data, "test")
-        batch = data.test.batch(half)
-        one.update(one.predict(Periodic(), batch, 0), batch)
-        total = tasks.evaluation(data, "test") if total is None else total
-        total.add_sums(one.sums())
-    assert total.to_json() == evaluate(Periodic(), data)
-
-
 def test_a_model_that_is_silent_for_longer_than_a_segment_is_refused() -> None:
     message = "segment_length must be at least 16 for this periodic model, which expects nothing of the first 16 rows"
     with pytest.raises(ArgumentError, match=message):

@@ -49,7 +49,10 @@ def test_evaluate_prints_what_the_library_measures(waves: Path, spike: Path, cap
     rates = ("--task", "imputation", "--mask-rate", "0.125,0.5", "--stride", "20", "--json")
     assert main(["evaluate", *TIMER, "--data", str(waves), *rates]) == 0
     data = ImputationData(read_table(waves), "0.7,0.1,0.2", stride=20, mask_rates=(0.125, 0.5))
-    assert json.loads(capsys.readouterr().out)["metrics"] == evaluate(tiny("timer"), data)
+    measured = json.loads(capsys.readouterr().out)["metrics"]
+    assert measured == evaluate(tiny("timer"), data)
+    assert main(["evaluate", *TIMER, "--data", str(waves), *rates[:-1]]) == 0
+    assert f"MSE 0.5    {measured['mse_per_rate']['0.5']:.4f}\n" in capsys.readouterr().out
     lengths = ("--context-length", "288", "--segment-length", "96")
     assert main(["evaluate", *TIMER, "--task", "anomaly", "--data", str(spike), *lengths]) == 0
     shown = capsys.readouterr().out
@@ -74,6 +77,21 @@ def test_metrics_and_table_of_a_tuned_model_hold_the_tasks_own_figures(spike: Pa
     assert "Anomaly scores over the test part" in page
     assert "windows of 288 steps, segments of 96" in page
     assert not (out / "forecasts.png").exists()
+    assert (out / "anomaly.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_for_imputation_shows_windows_and_is_replaced_as_a_whole(waves: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    command = ["finetune", *TIMER, "--task", "imputation", "--data", str(waves), "--stride", "40", "--out", str(out)]
+    assert main([*command, "--strategy", "lp", "--epochs", "1"]) == 0
+    assert (out / "imputation.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "report.html").read_text()
+    assert "Imputation on the test part" in page
+    assert "patches of 24 hidden at a rate of 0.25" in page
+    (out / "anomaly.png").write_bytes(b"of an earlier run")
+    assert main([*command, "--strategy", "zero-shot", "--overwrite"]) == 0
+    assert not (out / "anomaly.png").exists()
+    assert json.loads((out / "metrics.json").read_text())["runs"] == []
 
 
 REFUSED = {
@@ -124,9 +142,9 @@ def test_a_timer_learns_a_series_of_the_ucr_archive(test_data: Path) -> None:
 
     path = test_data / "ucr" / "136_UCR_Anomaly_InternalBleeding17_1600_3198_3309.txt"
     data = AnomalyData.from_ucr(path, stride=4)
-    assert data.borders.test == (1600, 7501)
+    assert data.borders.test == (1600, 7500)
     result = finetune(tiny("timer"), data, "ff", epochs=10, lr=5e-3, schedule="constant")
     test = result.metrics["test"]
-    assert len(test["segment_scores"]) == 62  # 5901 rows in segments of 96
+    assert len(test["segment_scores"]) == 62  # 5900 rows in segments of 96
     assert test["labelled_segments"] == [16, 17]  # rows 3197 to 3308, counted from 1600
     assert result.val_mse < 0.5 * result.zero_shot["val_mse"]

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +152,12 @@ def test_a_table_too_short_for_a_window_is_named() -> None:
     with pytest.raises(DataError, match=message):
         make_data(191)
     assert len(make_data(192).train) == 2
+    shares = {"context_length": 48, "patch_length": 12, "mask_rates": (0.25,)}
+    with pytest.raises(DataError, match="test part has 48 rows with its context, one window needs 48 and one row of the part"):
+        ImputationData(make_table(99), (0.98, 0.01, 0.01), **shares)
+    with pytest.raises(DataError, match="the table needs at least 100 rows and has 99"):
+        ImputationData(make_table(99), (0.98, 0.01, 0.01), **shares)
+    assert len(ImputationData(make_table(100), (0.98, 0.01, 0.01), **shares).test) == 2 * 2
     with pytest.raises(ArgumentError, match="prediction_length must be a whole number of at least 1, got 0"):
         ForecastData(make_table(100), "0.5,0.25,0.25", 16, 0)
 
@@ -219,19 +230,6 @@ def test_the_model_sees_zero_where_points_are_hidden() -> None:
     for values, mask in adapter.shown:
         assert (values[~mask] == 0).all()
         assert (values[mask] != 0).all()
-
-
-def test_the_errors_of_several_processes_are_those_of_one() -> None:
-    data, adapter = make_data(), Constant(0.3)
-    whole, total = errors_of(adapter, data)[0], tasks.evaluation(data, "test")
-    for half in torch.arange(len(data.test)).chunk(2):
-        one = tasks.evaluation(data, "test")
-        batch = data.test.batch(half)
-        one.update(one.predict(adapter, batch, 0), batch)
-        total.add_sums(one.sums())
-    expected, got = whole.to_json(), total.to_json()
-    for name, value in expected.items():
-        assert got[name] == pytest.approx(value, rel=1e-13), name
 
 
 def test_an_imputed_value_that_is_not_finite_is_refused_and_its_window_named() -> None:
@@ -338,3 +336,31 @@ def test_all_families_that_impute_are_tuned_for_it(family: str) -> None:
     result = finetune(adapter, data, "ff", epochs=2, batch_size=8, lr=1e-3)
     assert result.val_mse < before
     assert np.isfinite(result.test_mse)
+
+
+TWO_PROCESSES = """
+import json, sys
+sys.path[:0] = [{tests!r}]
+from test_tasks_imputation import OPTIONS, loop_data
+from sff_fast.adapters import tiny
+from sff_fast.training import finetune
+
+if __name__ == "__main__":
+    result = finetune(tiny("timer"), loop_data(), "ff", parallel="ddp", device="cpu", out={out!r}, **OPTIONS)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_impute_the_same_points_and_measure_the_same_errors(tmp_path) -> None:
+    script, out = tmp_path / "job.py", tmp_path / "run"
+    tests = Path(__file__).resolve().parent
+    script.write_text(TWO_PROCESSES.format(tests=str(tests), out=str(out)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(tests.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((out / "metrics.json").read_text())
+    alone = finetune(tiny("timer"), loop_data(), "ff", **OPTIONS)
+    assert steady(metrics["zero_shot"]) == steady(alone.zero_shot)
+    # Dropout masks differ with the number of processes; what is learned is about the same.
+    assert metrics["runs"][0]["val_mse"] == pytest.approx(alone.val_mse, rel=0.2)

@@ -222,7 +222,7 @@ def test_overwriting_removes_the_runs_of_before(data, tmp_path):
         ({"seeds": ()}, "seeds must not be empty"),
         ({"seeds": (1, 1)}, "seeds must not hold anything twice"),
         ({"seeds": (-1,)}, "seed must be an integer from 0"),
-        ({"strategies": ("ff",), "alphas": (0.5,)}, "alphas mean something to sff only"),
+        ({"strategies": ("ff",), "alphas": (0.5,)}, "alphas mean something to sff, .* only, and strategies are ff"),
         ({"alphas": (0.5, 1.5)}, "alpha must be a number from 0 to 1, got 1.5"),
         ({"learning_rate": 1}, "compare has no option 'learning_rate': it takes .*epochs, .*batch_size"),
         ({"strategies": ("ff", "lp-ff"), "epochs": 1}, "epochs must be at least 2 for lp-ff"),

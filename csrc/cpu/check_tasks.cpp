@@ -12,7 +12,6 @@ namespace {
 
 using Wide = __int128;  // strides times sizes must not overflow before they are compared
 
-
 [[noreturn]] void refuse(int64_t index, const std::string& what) {
     throw std::invalid_argument("kernel table, task " + std::to_string(index) + ": " + what);
 }
@@ -39,8 +38,7 @@ void check_task(const Task& t, int64_t index) {
     if (t.dtype < kFloat32 || t.dtype > kFloat64) refuse(index, "unknown dtype code " + std::to_string(t.dtype));
     if (t.distribution < kConstant || t.distribution > kTable)
         refuse(index, "unknown distribution code " + std::to_string(t.distribution));
-    if (t.rounding != kNearest && t.rounding != kStochastic)
-        refuse(index, "unknown rounding code " + std::to_string(t.rounding));
+    if (t.rounding != kNearest && t.rounding != kStochastic) refuse(index, "unknown rounding code " + std::to_string(t.rounding));
     Wide elements = 1;
     for (int d = 0; d < t.rank; ++d) {
         if (t.size[d] < 0) refuse(index, "negative size " + std::to_string(t.size[d]));

@@ -20,15 +20,20 @@ int64_t elements_of(const Task& t) {
     return n;
 }
 
-bool rounds_stochastically(const Task& t) {
-    return t.rounding == kStochastic && (t.dtype == kBFloat16 || t.dtype == kFloat16);
-}
+bool rounds_stochastically(const Task& t) { return t.rounding == kStochastic && (t.dtype == kBFloat16 || t.dtype == kFloat16); }
 
 bool is_random(const Task& t) { return t.distribution != kConstant && t.distribution != kTable; }
 
 Bucket bucket_of(const Task& t) {
     const bool stochastic = rounds_stochastically(t);
-    return {t.dtype, stochastic ? kStochastic : kNearest, t.distribution == kTruncNormal, t.seed, stochastic ? t.round_seed : 0, t.data, 0, 0};
+    return {t.dtype,
+            stochastic ? kStochastic : kNearest,
+            t.distribution == kTruncNormal,
+            t.seed,
+            stochastic ? t.round_seed : 0,
+            t.data,
+            0,
+            0};
 }
 
 auto order(const Bucket& b) { return std::make_tuple(b.dtype, b.rounding, b.seed, b.round_seed); }
@@ -36,15 +41,16 @@ auto order(const Bucket& b) { return std::make_tuple(b.dtype, b.rounding, b.seed
 bool has_runs(const Task& t, int64_t elements) {
     const int last = t.rank - 1;
     return t.memory_strides[last] == 1 && (t.draw_strides[last] == 1 || t.distribution == kConstant) &&
-           (t.logical_strides[last] == 1 || !rounds_stochastically(t)) &&
-           (t.size[last] >= kShortRow || t.size[last] == elements);
+           (t.logical_strides[last] == 1 || !rounds_stochastically(t)) && (t.size[last] >= kShortRow || t.size[last] == elements);
 }
 
 uint64_t until(uint64_t index, uint64_t multiple) { return multiple - index % multiple; }
 
-void add_run(const Task& t, int32_t task, int64_t memory, int64_t draw, int64_t logical, int32_t largest, std::vector<Chunk>& chunks) {
+void add_run(const Task& t, int32_t task, int64_t memory, int64_t draw, int64_t logical, int32_t largest,
+             std::vector<Chunk>& chunks) {
     const uint64_t width = static_cast<uint64_t>(kElementSize[t.dtype]);
-    Chunk c = {t.data + static_cast<uint64_t>(memory) * width, static_cast<uint64_t>(draw), static_cast<uint64_t>(logical), 0, task};
+    Chunk c = {t.data + static_cast<uint64_t>(memory) * width, static_cast<uint64_t>(draw), static_cast<uint64_t>(logical), 0,
+               task};
     for (uint64_t left = static_cast<uint64_t>(t.size[t.rank - 1]); left > 0;) {
         uint64_t n = left;
         if (n > static_cast<uint64_t>(largest)) {
@@ -84,7 +90,8 @@ void add_runs(const Task& t, int32_t task, int32_t largest, std::vector<Chunk>& 
 
 void add_scattered(int32_t task, int64_t elements, int32_t largest, std::vector<Chunk>& chunks) {
     for (int64_t begin = 0; begin < elements; begin += largest)
-        chunks.push_back({0, static_cast<uint64_t>(begin), 0, static_cast<int32_t>(std::min<int64_t>(largest, elements - begin)), ~task});
+        chunks.push_back(
+            {0, static_cast<uint64_t>(begin), 0, static_cast<int32_t>(std::min<int64_t>(largest, elements - begin)), ~task});
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ struct Launch {
     const Task* tasks;
     const Chunk* chunks;
     uint32_t count;  // of chunks
-    Origin memory;  // any address of the bucket's parameters
+    Origin memory;   // any address of the bucket's parameters
     uint64_t round_seed;
     SFF_ISA::PhiloxKey draw;
 };

@@ -18,7 +18,7 @@ import torch
 
 from sff_fast.errors import CheckpointError
 
-_MAX_HEADER = 100_000_000  # The library's own limit.
+MAX_HEADER = 100_000_000  # The library's own limit.
 _METADATA = "__metadata__"
 _LENGTH = struct.Struct("<Q")
 
@@ -116,7 +116,7 @@ def read_header(path: Path) -> Header:
             size = os.fstat(file.fileno()).st_size
             first = file.read(_LENGTH.size)
             length = _LENGTH.unpack(first)[0] if len(first) == _LENGTH.size else size
-            if length > min(_MAX_HEADER, size - _LENGTH.size):
+            if length > min(MAX_HEADER, size - _LENGTH.size):
                 raise _damaged(path, f"its header would take {length} of {size} bytes")
             raw = file.read(length)
     except OSError as error:

@@ -155,10 +155,11 @@ def check_not_constant(train: np.ndarray, columns: Sequence[str], source: str) -
 def check_long_enough(
     borders: Borders, needed_rows: int | None, n_rows: int, context_length: int, prediction_length: int, source: str
 ) -> None:
-    """Refuse a table in which a part has no window of context and horizon."""
+    """Refuse a table in which a part has no window of context and horizon, or validation or test no row of its own."""
     for part in ("train", "val", "test"):
         begin, end = getattr(borders, part)
-        if end - begin >= context_length + prediction_length:
+        own = 0 if part == "train" else max(prediction_length, 1)
+        if end - begin >= context_length + max(prediction_length, own):
             continue
         rows = end - begin
         if needed_rows is None:
@@ -167,9 +168,12 @@ def check_long_enough(
             advice = (
                 f"the table needs at least {needed_rows} rows and has {n_rows}: use a longer one, or a shorter context or horizon"
             )
+        if prediction_length:
+            needs = f"{context_length} (context) + {prediction_length} (horizon) = {context_length + prediction_length}"
+        else:
+            needs = f"{context_length}{' and one row of the part itself' if own else ''}"
         raise DataError(
-            f"{source!r}: too short: the {part} part has {rows} rows with its context, one window needs "
-            f"{context_length} (context) + {prediction_length} (horizon) = {context_length + prediction_length}; {advice}"
+            f"{source!r}: too short: the {part} part has {rows} rows with its context, one window needs {needs}; {advice}"
         )
 
 

@@ -38,7 +38,7 @@ class Curvature:
     """What is known of the Hessian at some weights.
 
     Attributes:
-        top_eigenvalue: The greatest eigenvalue, algebraically; None where it did not converge.
+        top_eigenvalue: The greatest eigenvalue, algebraically; None where it did not converge, or products are not finite.
         residual: Norm of ``H v - eigenvalue v`` for the unit vector v that was found: an eigenvalue lies that close.
         trace: Estimate of the trace, the mean over probes.
         trace_error: Its standard error; None for a single probe.
@@ -164,11 +164,14 @@ def _refuse_trap(gradients: Sequence[torch.Tensor]) -> None:
 
 
 def _greatest(linalg: Any, product: _Product, start: np.ndarray) -> tuple[float | None, float | None]:
-    """The greatest eigenvalue and its residual; None where it did not converge."""
+    """The greatest eigenvalue and its residual; None where it did not converge or products are not finite."""
     n = product.size
     if n == 1:  # nothing to iterate over
         return float(product(np.ones(1, dtype=np.float32))[0]), 0.0
-    if not product(start).any():  # a random vector: the Hessian is zero, and ARPACK would have nowhere to go
+    first = product(start)
+    if not np.isfinite(first).all():
+        return None, None
+    if not first.any():  # of a random vector: the Hessian is zero, and ARPACK would have nowhere to go
         return 0.0, 0.0
     operator = linalg.LinearOperator((n, n), matvec=product, dtype=np.float32)
     try:

@@ -133,28 +133,6 @@ class ForecastMetrics:
         self._levels, self._from_samples = levels, samples is not None
         return errors
 
-    def sums(self) -> dict[str, Any]:
-        """What :meth:`add_sums` takes: everything that was accumulated."""
-        return {
-            "sums": {name: total.parts() for name, total in self._sums.items()},
-            "counts": self._counts.clone(),
-            "windows": self.windows,
-            "levels": self._levels,
-            "from_samples": self._from_samples,
-        }
-
-    def add_sums(self, other: Mapping[str, Any]) -> None:
-        """Add what another process has accumulated (:meth:`sums`)."""
-        if not other["windows"]:
-            return
-        for name, parts in other["sums"].items():
-            total = self._sums.setdefault(name, Sum(self.n_channels, self.prediction_length))
-            for part in parts:
-                total.add(part)
-        self._counts += other["counts"]
-        self.windows += other["windows"]
-        self._levels, self._from_samples = other["levels"], other["from_samples"]
-
     # --- over everything --------------------------------------------------------------------------------------------
 
     @property

@@ -40,7 +40,3 @@ class Sum:
     def value(self) -> torch.Tensor:
         """The sum."""
         return self._total + self._lost
-
-    def parts(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum and what rounding has lost of it, to be added to another one."""
-        return self._total, self._lost

@@ -5,11 +5,12 @@ Importing this package registers them::
 
     torch.ops.sff_fast.smooth_(params, table, values)
     torch.ops.sff_fast.adamw_(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, ...)
+    torch.ops.sff_fast.optimizer_step_(params, grads, places, handle)      # what a compiled FusedAdamW.step() calls
 
-Both write in place, on the CPU or on a GPU, wherever the tensors lie, and give the bits of the eager calls.
+All write in place, on the CPU or on a GPU, wherever the tensors lie, and give the bits of the eager calls.
 """
 
-from sff_fast.ops.optimizer import adamw_, round_streams
+from sff_fast.ops.optimizer import adamw_, optimizer_step_, round_streams
 from sff_fast.ops.smoothing import Bucket, bucket, smooth_
 
-__all__ = ["Bucket", "adamw_", "bucket", "round_streams", "smooth_"]
+__all__ = ["Bucket", "adamw_", "bucket", "optimizer_step_", "round_streams", "smooth_"]

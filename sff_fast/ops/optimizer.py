@@ -13,6 +13,7 @@ import torch
 from sff_fast.backends import reference as stream_reference
 from sff_fast.errors import ArgumentError
 from sff_fast.optim import kernels, reference
+from sff_fast.optim.fused_adamw import OPTIMIZERS
 from sff_fast.optim.task import ADAMW_DTYPE, BLOCK, COMPENSATED, NEAREST, PARAM_DTYPES, STATE_TYPES, STOCHASTIC, set_coefficients
 from sff_fast.stream import ROUND, stream_id
 
@@ -127,6 +128,26 @@ def adamw_(
 
 @adamw_.register_fake
 def _(params: Sequence[torch.Tensor], *others: object, **options: object) -> None:
+    return None
+
+
+@torch.library.custom_op("sff_fast::optimizer_step_", mutates_args=("params",))
+def optimizer_step_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], places: Sequence[int], handle: int) -> None:
+    """The step of a whole FusedAdam or FusedAdamW, which reads its options and keeps its states when this runs.
+
+    A compiled function holds nothing of these, so that no option makes it compile again.
+
+    Args:
+        params: The values of the parameters that have a gradient.
+        grads: Their gradients.
+        places: Their numbers, counted over all groups.
+        handle: The optimizer's key in ``sff_fast.optim.fused_adamw.OPTIMIZERS``.
+    """
+    OPTIMIZERS[handle].step_given(params, grads, places)
+
+
+@optimizer_step_.register_fake
+def _(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], places: Sequence[int], handle: int) -> None:
     return None
 
 

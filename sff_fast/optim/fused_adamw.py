@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +27,10 @@ from .torch_state import match_groups, merged_group, torch_state_dict
 BUCKET_BYTES = 32 << 20
 """Bytes of parameters in a bucket: what release_gradients holds at once, besides the layer in flight."""
 
+OPTIMIZERS: weakref.WeakValueDictionary[int, FusedAdamW] = weakref.WeakValueDictionary()
+"""Living optimizers by the number under which compiled functions know them."""
+
+_handles = itertools.count()
 _OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes", "offload")
 
 
@@ -74,7 +80,8 @@ class FusedAdamW(torch.optim.Optimizer):
         compensation: ``"kahan"`` keeps what rounding takes from bfloat16 and float16 parameters in a second tensor of their
             dtype. Default None.
         release_gradients: Step inside the backward pass, a bucket at a time, and free the gradients; ``step()`` then only
-            does what is left. Default False.
+            does what is left. On the CPU freed memory is given back to the system and oneDNN keeps fewer kernels. Default
+            False.
         max_norm: Clip the gradient by its norm, as ``torch.nn.utils.clip_grad_norm_`` but without writing it. Default None:
             do not.
         clip: The norm that ``max_norm`` bounds: ``"global"`` (default), that of all gradients, which with
@@ -177,6 +184,8 @@ class FusedAdamW(torch.optim.Optimizer):
 
     def _forget_buckets(self) -> None:
         """Buckets are made when they are needed, and take over what ``self.state`` holds."""
+        self._handle = next(_handles)
+        OPTIMIZERS[self._handle] = self
         self._bucketed: list[tuple[dict[str, object], list[torch.Tensor], list[Bucket]]] = []
         self._release: GradientRelease | None = None
         self._pipes: dict[torch.device, Pipe] = {}
@@ -237,6 +246,13 @@ class FusedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling() and self._release is None and not self.offload:
+            self._step_as_operator()
+            return loss
+        self._step_now()
+        return loss
+
+    def _step_now(self) -> None:
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if self._release is not None:
             if grad_scale is not None or found_inf is not None:
@@ -246,11 +262,47 @@ class FusedAdamW(torch.optim.Optimizer):
                 )
             self._release.attach()
             self._release.flush()
-            return loss
-        if found_inf is not None and float(found_inf) != 0:
-            return loss
-        self._run(self._buckets(), 1.0 if grad_scale is None else 1.0 / float(grad_scale))
-        return loss
+        elif found_inf is None or float(found_inf) == 0:
+            self._run(self._buckets(), 1.0 if grad_scale is None else 1.0 / float(grad_scale))
+
+    def _step_as_operator(self) -> None:
+        """The step as one operator of the graph that torch.compile is making."""
+        from sff_fast.ops import optimizer_step_
+
+        params, grads, places, place = [], [], [], 0
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    params.append(p.detach())
+                    grads.append(p.grad)
+                    places.append(place)
+                place += 1
+        optimizer_step_(params, grads, places, self._handle)
+
+    def step_given(self, values: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], places: Sequence[int]) -> None:
+        """One step with gradients that are not the parameters' ``.grad`` yet, as in a compiled function.
+
+        Args:
+            values: The parameters' present values; a compiler may have made copies of them, which are stepped too.
+            grads: The gradients.
+            places: Which parameters these are, counted over all groups; the others have no gradient.
+        """
+        params = [p for group in self.param_groups for p in group["params"]]
+        before = [p.grad for p in params]
+        copies = [(params[i], value) for i, value in zip(places, values) if value.data_ptr() != params[i].data_ptr()]
+        for p in params:
+            p.grad = None
+        try:
+            for p, value in copies:
+                p.copy_(value)
+            for i, grad in zip(places, grads):
+                params[i].grad = grad
+            self._step_now()
+            for p, value in copies:
+                value.copy_(p)
+        finally:
+            for p, grad in zip(params, before):
+                p.grad = grad
 
     def backward(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Forward and backward pass of one step; with release_gradients and global clipping twice.

@@ -1,9 +1,9 @@
 """The report of a run, a comparison, a sweep or a landscape: a self-contained HTML page and its pictures.
 
 :func:`write` and :func:`write_landscape` are all that a caller needs. Each part of the page has one module: ``rows`` (the
-table), ``panels``, ``differences``, ``alphas`` and ``landscapes`` (what is drawn), ``windows`` (the forecasts that are drawn),
-``theme`` (colours and names), ``render`` (SVG and PNG), ``page`` (HTML) and ``provenance``. A new section is a list of panels
-more.
+table), ``panels``, ``differences``, ``alphas``, ``sweep``, ``imputation``, ``anomaly`` and ``landscapes`` (what is drawn),
+``windows`` (the forecasts that are drawn), ``theme`` (colours and names), ``render`` (SVG and PNG), ``page`` (HTML) and
+``provenance``. A new section is a list of panels more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from sff_fast.errors import ArgumentError, require
 from sff_fast.files import atomic_write, read_json
-from sff_fast.report import alphas, differences, landscapes, page, panels, provenance, render, rows, theme
+from sff_fast.report import alphas, differences, landscapes, page, panels, provenance, render, rows, sweep, theme
 from sff_fast.report.panels import History
 from sff_fast.report.windows import ForecastWindow
 
@@ -37,6 +37,16 @@ _TASK_SECTIONS = {
         "The tuned model shown is the one that validation chose.",
     ),
 }
+
+
+_SWEPT = (
+    "Means over seeds with 95 % intervals. The ring marks the choice, which validation alone makes; only that alpha and the "
+    "lines were tested, once."
+)
+_COMPARED = (
+    "Bands are one standard deviation over seeds. The ring marks the choice, which validation alone makes. The test errors of "
+    "other alphas say how much the choice matters, and are no reason for another one."
+)
 
 
 def check_packages() -> None:
@@ -62,7 +72,8 @@ def write(
     arguments: Sequence[str] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write ``report.html``, ``comparison.png``, ``learning_curves.png`` and ``forecasts.png``, and ``alphas.png`` of a sweep.
+    """Write ``report.html``, ``comparison.png``, ``learning_curves.png`` and ``forecasts.png``, and ``alphas.png`` where
+    several alphas were compared.
 
     A landscape that was measured into the folder ``landscape`` beside the report is shown in it.
 
@@ -95,7 +106,8 @@ def write(
     folder = Path(out_dir)
     comparison = panels.comparison_panels(metrics)
     cost = panels.cost_panels(metrics)
-    by_alpha = alphas.alpha_panels(metrics)
+    swept = "sweep" in metrics
+    by_alpha = sweep.sweep_panels(metrics) if swept else alphas.alpha_panels(metrics)
     learning = panels.learning_panels(metrics, histories)
     shown = panels.forecast_panels(forecasts)
     sections = [
@@ -110,8 +122,7 @@ def write(
         page.Section(
             "alphas",
             "By alpha",
-            "Bands are one standard deviation over seeds. alpha is chosen by validation alone: the ring marks that choice. The "
-            "test errors of other alphas say how much the choice matters, and are no reason for another one.",
+            _SWEPT if swept else _COMPARED,
             by_alpha,
         ),
         page.Section(
@@ -144,7 +155,7 @@ def write(
     text = page.build(
         metrics["verdict"],
         str(metrics["sff_fast"]),
-        _results(metrics),
+        [_results(metrics), *([_alphas(metrics)] if swept else [])],
         sections,
         provenance.facts(metrics, **(facts or {})),
         title,
@@ -153,7 +164,7 @@ def write(
     )
     pictures = (
         ("comparison.png", [*comparison, *cost], 3),
-        ("alphas.png", by_alpha, 2),
+        ("alphas.png", [] if swept else by_alpha, 2),  # a sweep has its own picture
         ("learning_curves.png", learning, 3),
         ("forecasts.png", shown, 2),
         (f"{task}.png", list(task_panels), 1 if task == "anomaly" else 2),
@@ -187,6 +198,7 @@ def write_landscape(
     found, settings, data = metrics["landscape"], metrics["settings"], metrics["data"]
     contours, surfaces = landscapes.panels(found)
     table = page.Table(
+        "results",
         "Centres",
         f"The loss is the family's own training loss, the mean over {settings['windows']} validation windows. The change nearby "
         f"is its mean within {settings['span'] / 2:g} of the centre, minus the centre's. The eigenvalue is the Hessian's "
@@ -200,7 +212,7 @@ def write_landscape(
     text = page.build(
         metrics["verdict"],
         str(metrics["sff_fast"]),
-        table,
+        [table],
         _landscape_sections(contours, surfaces),
         provenance.facts(metrics, **given),
         f"{metrics['variant']} on {Path(str(data['source'])).name}: landscape of the loss",
@@ -220,12 +232,25 @@ def _results(metrics: Mapping[str, Any]) -> page.Table:
         note += "over seeds."
     looks = {line.strategy: theme.style(line.strategy) for line in lines}
     return page.Table(
+        "results",
         "Results",
         note,
         rows.COLUMNS,
         [page.Row(theme.style(line.strategy).role, line.cells(), "chosen" if line.chosen else "") for line in lines],
         [(look.label, look.meaning) for look in looks.values() if look.meaning],
     )
+
+
+def _alphas(metrics: Mapping[str, Any]) -> page.Table:
+    """The table of a sweep's points, of which the results hold the chosen one alone."""
+    role = theme.style("sff").role
+    pairs = zip(metrics["sweep"]["points"], sweep.table_rows(metrics), strict=True)
+    # The note of a row that is not chosen says when it was left out; the mark says the rest.
+    lines = []
+    for point, (*cells, note) in pairs:
+        mark = "chosen" if point["chosen"] else ""
+        lines.append(page.Row(role, [*cells, "" if mark else note], mark))
+    return page.Table("points", "Every alpha", "On the validation part, mean over seeds.", sweep.COLUMNS, lines)
 
 
 def _beside(folder: Path) -> list[page.Section]:

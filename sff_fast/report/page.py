@@ -30,9 +30,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The figures of a page.
+    """Figures of a page.
 
     Args:
+        name: A word, unique on the page, used as its anchor.
         title: Heading.
         note: What the figures are.
         columns: Headings of the columns.
@@ -41,6 +42,7 @@ class Table:
         remarks: Sentences under it.
     """
 
+    name: str
     title: str
     note: str
     columns: Sequence[str]
@@ -69,7 +71,7 @@ class Section:
 def build(
     verdict: str,
     version: str,
-    table: Table,
+    tables: Sequence[Table],
     sections: Sequence[Section],
     facts: Sequence[tuple[str, str]],
     title: str,
@@ -81,7 +83,7 @@ def build(
     Args:
         verdict: What comes first.
         version: Version of sff_fast.
-        table: The figures.
+        tables: The figures, in reading order.
         sections: The parts with drawings, in reading order.
         facts: Name and text pairs for the provenance section.
         title: Heading of the page.
@@ -119,7 +121,7 @@ def build(
         version=version,
         title=title,
         subtitle=subtitle,
-        table=table,
+        tables=tables,
         sections=drawn,
         facts=facts,
         command=command,

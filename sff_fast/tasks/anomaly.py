@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -69,18 +68,6 @@ class AnomalyEvaluation(Evaluation):
         self._windows += len(error)
         points = counted.sum(dim=1) * error.shape[2]
         return {"mse": squared.sum(dim=(1, 2)) / points, "mae": absolute.sum(dim=(1, 2)) / points}
-
-    def sums(self) -> Mapping[str, Any]:
-        """Everything that was accumulated."""
-        arrays = {"squared": self._squared, "absolute": self._absolute, "counts": self._counts}
-        return {**arrays, "windows": self._windows}
-
-    def add_sums(self, other: Mapping[str, Any]) -> None:
-        """Add those of another process."""
-        self._squared += other["squared"]
-        self._absolute += other["absolute"]
-        self._counts += other["counts"]
-        self._windows += other["windows"]
 
     def to_json(self) -> dict[str, Any]:
         """The errors; of the test part also what :func:`detection` says."""

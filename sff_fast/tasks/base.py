@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -53,14 +52,6 @@ class Evaluation(ABC):
         Raises:
             NotFiniteError: A value is NaN or infinite; nothing of the batch is added.
         """
-
-    @abstractmethod
-    def sums(self) -> Mapping[str, Any]:
-        """What :meth:`add_sums` of another process takes: everything that was accumulated."""
-
-    @abstractmethod
-    def add_sums(self, other: Mapping[str, Any]) -> None:
-        """Add what another process has accumulated."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,14 +41,6 @@ class ForecastEvaluation(Evaluation):
         return self._metrics.update(
             output.mean, batch.target, batch.channel, batch.index, quantiles=output.quantiles, samples=output.samples
         )
-
-    def sums(self) -> Mapping[str, Any]:
-        """The sums of :class:`sff_fast.metrics.ForecastMetrics`."""
-        return self._metrics.sums()
-
-    def add_sums(self, other: Mapping[str, Any]) -> None:
-        """Add those of another process."""
-        self._metrics.add_sums(other)
 
     def to_json(self) -> dict[str, Any]:
         """All errors, and the season of MASE in rows."""

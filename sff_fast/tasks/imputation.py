@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,19 +57,6 @@ class ImputationEvaluation(Evaluation):
         self._windows += len(error)
         points = hidden.sum(dim=(1, 2))
         return {"mse": squared.sum(dim=(1, 2)) / points, "mae": absolute.sum(dim=(1, 2)) / points}
-
-    def sums(self) -> Mapping[str, Any]:
-        """Everything that was accumulated."""
-        squared, absolute = self._squared.parts(), self._absolute.parts()
-        return {"squared": squared, "absolute": absolute, "counts": self._counts, "windows": self._windows}
-
-    def add_sums(self, other: Mapping[str, Any]) -> None:
-        """Add those of another process."""
-        for total, parts in ((self._squared, other["squared"]), (self._absolute, other["absolute"])):
-            for part in parts:
-                total.add(part)
-        self._counts += other["counts"]
-        self._windows += other["windows"]
 
     def to_json(self) -> dict[str, Any]:
         """The errors, with the number of windows and of hidden points."""

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
+from ..resident import return_freed_memory
 from ..smooth import remember_smoothing, smoothing_of
-from .runtime import return_freed_memory
 from .weights import weights_of
 
 _GLIMPSE = 64

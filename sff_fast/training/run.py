@@ -268,9 +268,9 @@ def run_one(
         keep_model: Whether the model is written.
         keep_state: Whether the last state is kept when the run is finished.
         memory: What becomes ``memory.json``, or None.
+        parallel: The processes that do it together. Default: this one alone.
         test: Whether the best weights are tested; without, the test part is not looked at.
         keep_weights: Whether the best weights are kept in the folder, as :data:`WEIGHTS`.
-        parallel: The processes that do it together. Default: this one alone.
 
     Returns:
         The result, the same in every process.

@@ -33,6 +33,7 @@ from .run import WEIGHTS, finished_run, measure_test, run_one, summary_of
 from .runtime import determinism, seeded
 from .state import iterate_safetensors
 from .statistics import mean_and_std, paired_interval
+from .strategies import STRATEGIES
 from .verdict import choose
 from .weights import load_weights
 from .windows import FOLDER, load_windows
@@ -122,6 +123,7 @@ def sweep(
     refuse_several("a sweep")
     if out is None:
         raise ArgumentError("out must be a folder: a sweep keeps the best weights of its runs there until one alpha is chosen")
+    refuse_several("a sweep")
     models = PristineModel(make_adapter)
     tasks.check(models.pristine(), data)
     points = make_points(models.pristine(), alphas, groups)
@@ -197,8 +199,9 @@ def _check_baselines(baselines: Sequence[str]) -> list[str]:
     names = [name for name in baselines if name != ZERO_SHOT]
     if any(names.index(name) != index for index, name in enumerate(names)):
         raise ArgumentError(f"baselines must not hold anything twice, got {names}")
-    if "sff" in names:
-        raise ArgumentError("baselines must be strategies without an alpha of their own, got 'sff': that is what is swept")
+    for name in names:
+        if name in STRATEGIES and STRATEGIES[name].uses_alpha:
+            raise ArgumentError(f"baselines must be strategies without an alpha of their own, got {name!r}")
     return names
 
 

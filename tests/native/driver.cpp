@@ -116,7 +116,8 @@ int together(uint64_t seed) {
 template <class T>
 std::vector<T> read(std::ifstream& file, uint64_t count) {
     std::vector<T> values(count);
-    if (!file.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(count * sizeof(T)))) fail("the file ends early");
+    if (!file.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(count * sizeof(T))))
+        fail("the file ends early");
     return values;
 }
 
@@ -148,7 +149,8 @@ void transform_case(std::ifstream& file, const sff::Kernel& kernel, const std::s
     std::vector<float> draws(count);
     const sff::FloatEnvironment environment;
     kernel.transform(task, words.data(), static_cast<int64_t>(count), draws.data());
-    if (std::memcmp(draws.data(), expected.data(), count * sizeof(float)) != 0) fail(where + ": draws differ from the recorded ones");
+    if (std::memcmp(draws.data(), expected.data(), count * sizeof(float)) != 0)
+        fail(where + ": draws differ from the recorded ones");
 }
 
 int vectors(const std::string& path) {
@@ -160,10 +162,17 @@ int vectors(const std::string& path) {
         for (cases = 0; file.peek() != EOF; ++cases) {
             const std::string where = isa + ", case " + std::to_string(cases);
             switch (read<uint64_t>(file, 1)[0]) {
-                case 0: smooth_case(file, kernel, where); break;
-                case 1: philox_case(file, kernel, where); break;
-                case 2: transform_case(file, kernel, where); break;
-                default: fail(where + ": unknown kind");
+                case 0:
+                    smooth_case(file, kernel, where);
+                    break;
+                case 1:
+                    philox_case(file, kernel, where);
+                    break;
+                case 2:
+                    transform_case(file, kernel, where);
+                    break;
+                default:
+                    fail(where + ": unknown kind");
             }
         }
     }
@@ -179,7 +188,8 @@ int main(int count, char** given) {
         for (const std::string& isa : isas()) std::printf("%s\n", isa.c_str());
         return 0;
     }
-    if (a.size() == 5 && a[0] == "fuzz") return fuzz_tables(std::stoull(a[1]), std::stoll(a[2]), std::stoll(a[3]), std::stoi(a[4]));
+    if (a.size() == 5 && a[0] == "fuzz")
+        return fuzz_tables(std::stoull(a[1]), std::stoll(a[2]), std::stoll(a[3]), std::stoi(a[4]));
     if (a.size() == 2 && a[0] == "together") return together(std::stoull(a[1]));
     if (a.size() == 2 && a[0] == "vectors") return vectors(a[1]);
     std::fprintf(stderr, "usage: driver isas | fuzz SEED TABLES ELEMENTS THREADS | together SEED | vectors FILE\n");

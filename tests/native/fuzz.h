@@ -23,7 +23,9 @@ public:
     bool one_in(int64_t n) { return below(n) == 0; }
     uint64_t word() { return engine_(); }
     template <class T, size_t N>
-    T pick(const T (&values)[N]) { return values[below(N)]; }
+    T pick(const T (&values)[N]) {
+        return values[below(N)];
+    }
 
 private:
     std::mt19937_64 engine_;
@@ -90,26 +92,59 @@ inline Task thrown(Source& s, Task t, int64_t elements) {
 
 inline void break_one_field(Source& s, Task& t) {
     constexpr int64_t low = std::numeric_limits<int64_t>::min(), high = std::numeric_limits<int64_t>::max();
-    const int64_t extreme = s.pick({low, high, int64_t{-1}, int64_t{0}, int64_t{1} << 62, int64_t{1} << 60, low + 1, int64_t{1} << 32});
+    const int64_t extreme =
+        s.pick({low, high, int64_t{-1}, int64_t{0}, int64_t{1} << 62, int64_t{1} << 60, low + 1, int64_t{1} << 32});
     const int d = static_cast<int>(s.below(sff::kMaxRank));
     const double strange = s.pick({std::nan(""), HUGE_VAL, -HUGE_VAL});
     switch (s.below(16)) {
-        case 0: t.size[d] = extreme; break;
-        case 1: t.memory_strides[d] = extreme; break;
-        case 2: t.draw_strides[d] = extreme; break;
-        case 3: t.logical_strides[d] = extreme; break;
-        case 4: t.memory_offset = extreme; break;
-        case 5: t.draw_offset = extreme; break;
-        case 6: t.logical_offset = extreme; break;
-        case 7: t.rank = static_cast<int32_t>(s.between(-1, 8)); break;
-        case 8: t.dtype = static_cast<int32_t>(s.pick({-1, 4, 1 << 30})); break;
-        case 9: t.distribution = static_cast<int32_t>(s.pick({-1, 5, 1 << 30})); break;
-        case 10: t.rounding = static_cast<int32_t>(s.pick({-1, 2})); break;
-        case 11: (s.one_in(2) ? t.shrink : t.perturb) = strange; break;
-        case 12: t.p[s.below(8)] = static_cast<float>(strange); break;
-        case 13: t.data = s.one_in(2) ? 0 : t.data + 1; break;
-        case 14: t.memory_elements = s.below(t.memory_elements + 1); break;
-        default: t.distribution = sff::kTable, t.table_elements = s.below(3); break;  // table: null, or as it was
+        case 0:
+            t.size[d] = extreme;
+            break;
+        case 1:
+            t.memory_strides[d] = extreme;
+            break;
+        case 2:
+            t.draw_strides[d] = extreme;
+            break;
+        case 3:
+            t.logical_strides[d] = extreme;
+            break;
+        case 4:
+            t.memory_offset = extreme;
+            break;
+        case 5:
+            t.draw_offset = extreme;
+            break;
+        case 6:
+            t.logical_offset = extreme;
+            break;
+        case 7:
+            t.rank = static_cast<int32_t>(s.between(-1, 8));
+            break;
+        case 8:
+            t.dtype = static_cast<int32_t>(s.pick({-1, 4, 1 << 30}));
+            break;
+        case 9:
+            t.distribution = static_cast<int32_t>(s.pick({-1, 5, 1 << 30}));
+            break;
+        case 10:
+            t.rounding = static_cast<int32_t>(s.pick({-1, 2}));
+            break;
+        case 11:
+            (s.one_in(2) ? t.shrink : t.perturb) = strange;
+            break;
+        case 12:
+            t.p[s.below(8)] = static_cast<float>(strange);
+            break;
+        case 13:
+            t.data = s.one_in(2) ? 0 : t.data + 1;
+            break;
+        case 14:
+            t.memory_elements = s.below(t.memory_elements + 1);
+            break;
+        default:
+            t.distribution = sff::kTable, t.table_elements = s.below(3);
+            break;  // table: null, or as it was
     }
 }
 

@@ -8,7 +8,8 @@
 
 class Memory {
 public:
-    Memory(size_t bytes, size_t lead) : bytes_(bytes), lead_(lead), block_(static_cast<char*>(std::malloc(lead + bytes + (lead + bytes == 0)))) {
+    Memory(size_t bytes, size_t lead)
+        : bytes_(bytes), lead_(lead), block_(static_cast<char*>(std::malloc(lead + bytes + (lead + bytes == 0)))) {
         std::memset(block_, 0x5a, lead);
     }
     ~Memory() { std::free(block_); }

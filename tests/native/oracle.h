@@ -115,9 +115,15 @@ inline void run(const Task& t) {
         const auto logical = static_cast<uint64_t>(e.logical);
         char* at = reinterpret_cast<char*>(t.data) + static_cast<int64_t>(e.memory) * kWidth[t.dtype];
         switch (t.dtype) {
-            case kFloat32: apply(t, reinterpret_cast<float*>(at), r, logical); break;
-            case kBFloat16: apply(t, reinterpret_cast<BFloat16*>(at), r, logical); break;
-            case kFloat16: apply(t, reinterpret_cast<Float16*>(at), r, logical); break;
+            case kFloat32:
+                apply(t, reinterpret_cast<float*>(at), r, logical);
+                break;
+            case kBFloat16:
+                apply(t, reinterpret_cast<BFloat16*>(at), r, logical);
+                break;
+            case kFloat16:
+                apply(t, reinterpret_cast<Float16*>(at), r, logical);
+                break;
             default: {
                 double* p = reinterpret_cast<double*>(at);
                 *p = interpolated(*p, t.shrink, t.perturb, r);

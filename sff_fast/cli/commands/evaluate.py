@@ -51,7 +51,7 @@ def evaluate(
     else:
         windows = len(getattr(data, part))
         named = {"mse": "MSE", "mae": "MAE", **FURTHER}
-        print_errors(
-            f"{family} on {windows} windows of the {part} part (errors on standardised data)",
-            {title: errors[name] for name, title in named.items() if errors.get(name) is not None},
-        )
+        shown = {title: errors[name] for name, title in named.items() if errors.get(name) is not None}
+        if len(errors.get("mse_per_rate", ())) > 1:
+            shown.update({f"MSE {rate}": value for rate, value in errors["mse_per_rate"].items()})
+        print_errors(f"{family} on {windows} windows of the {part} part (errors on standardised data)", shown)
