@@ -542,10 +542,10 @@ def test_options_of_other_strategies_are_no_part_of_a_run(data, tmp_path):
 
 
 def test_what_needs_one_process_is_refused_by_several():
-    check_processes("ema", 1)
+    check_processes("mixout", 1)
     check_processes("shrink", 8)
-    with pytest.raises(ArgumentError, match=r"'ema' works in one process, got 2: use one, or one of .*sff.*perturb"):
-        check_processes("ema", 2)
+    with pytest.raises(ArgumentError, match=r"'mixout' works in one process, got 2: use one, or one of .*sff.*perturb"):
+        check_processes("mixout", 2)
 
 
 def test_every_strategy_of_the_contract_is_there():
