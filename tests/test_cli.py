@@ -787,6 +787,28 @@ def test_a_sweep_prints_all_alphas_and_draws_them(tmp_path, data, capsys):
     assert snapshot(out / "runs") == before
 
 
+def test_a_sweep_of_imputation_chooses_and_tests_too(tmp_path, data):
+    out = tmp_path / "run"
+    arguments = (
+        "sweep",
+        *MODEL,
+        *QUICK,
+        "--data",
+        data,
+        "--task",
+        "imputation",
+        "--context-length",
+        "192",
+        "--alphas",
+        "0.5,0.9",
+    )
+    assert run(*arguments, "--seed", "0", "--baselines", "ff", "--out", out, "--quiet") == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert len(metrics["sweep"]["points"]) == 2
+    assert [entry["strategy"] for entry in metrics["runs"]] == ["sff", "ff"]
+    assert metrics["comparisons"][0]["covers"] in ("windows", None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

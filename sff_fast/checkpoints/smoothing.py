@@ -150,6 +150,8 @@ def smooth_checkpoint(
     if in_place == (dst is not None):
         raise ArgumentError("give dst, or in_place=True and dst=None" if dst is None else "in_place=True takes no dst: pass None")
     layout = read_layout(src)
+    if in_place and layout.is_folder:
+        _check_own_files(layout)
     pending = journal.load(journal.journal_of(layout.source))
     if pending is not None and not in_place:
         raise CheckpointError(journal.interrupted(layout.source))
@@ -190,6 +192,16 @@ def smooth_checkpoint(
         hash_seconds=hash_seconds,
         resumed=pending is not None,
     )
+
+
+def _check_own_files(layout: Layout) -> None:
+    """Refuse to write through links: in place means the files of this folder."""
+    for shard in layout.shards:
+        if shard.path.is_symlink():
+            raise CheckpointError(
+                f"{str(shard.path)!r} is a link to {str(shard.path.resolve())!r}, which others may use: smooth into a "
+                "new folder, or that file itself in place"
+            )
 
 
 def _target(layout: Layout, dst: str | os.PathLike[str], overwrite: bool) -> Path:
