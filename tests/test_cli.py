@@ -283,7 +283,19 @@ def test_plan_says_why_a_parameter_is_not_elementwise_and_counts_all_kinds(tmp_p
 def test_help_lists_the_commands_that_work_and_no_others(capsys):
     assert run("--help") == 0
     listed = re.findall(r"^  ([a-z]+) {2,}", capsys.readouterr().out.split("Commands:")[1], re.MULTILINE)
-    assert listed == ["demo", "doctor", "plan", "smooth", "finetune", "compare", "sweep", "evaluate", "forecast", "bench"]
+    assert listed == [
+        "demo",
+        "doctor",
+        "plan",
+        "smooth",
+        "finetune",
+        "compare",
+        "sweep",
+        "evaluate",
+        "forecast",
+        "landscape",
+        "bench",
+    ]
 
 
 def test_no_command_at_all_shows_the_help(capsys):
@@ -773,6 +785,28 @@ def test_a_sweep_prints_all_alphas_and_draws_them(tmp_path, data, capsys):
     assert run(*arguments, "--alpha-groups", "head=1", "--baselines", "ff", "--resume", "--json") == 0
     assert json.loads(capsys.readouterr().out) == metrics
     assert snapshot(out / "runs") == before
+
+
+def test_a_sweep_of_imputation_chooses_and_tests_too(tmp_path, data):
+    out = tmp_path / "run"
+    arguments = (
+        "sweep",
+        *MODEL,
+        *QUICK,
+        "--data",
+        data,
+        "--task",
+        "imputation",
+        "--context-length",
+        "192",
+        "--alphas",
+        "0.5,0.9",
+    )
+    assert run(*arguments, "--seed", "0", "--baselines", "ff", "--out", out, "--quiet") == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert len(metrics["sweep"]["points"]) == 2
+    assert [entry["strategy"] for entry in metrics["runs"]] == ["sff", "ff"]
+    assert metrics["comparisons"][0]["covers"] in ("windows", None)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """How often the intervals of the verdict hold what they should, and how often they find a difference: a table.
 
 Test errors are made up with the noise that real ones have: a level that all runs share, one that differs from stretch to
-stretch of the test part between strategies, a deviation of each run (its seed), and one of each run over time. Everything over
-time is correlated over ``context`` rows. With ``--difference`` the strategies differ by that share of the mean error.
+stretch of the test part between strategies, a deviation of each run (its seed), and one of each run over time. Everything
+over time is correlated over the rows of a horizon; or of a context, which is nearly a block: the hardest case.
 
     python tools/verdict_coverage.py
 """
@@ -91,31 +91,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repetitions", type=int, default=400)
     options = parser.parse_args()
-    print("strategies | seeds | blocks | each holds | all hold | median half width, % | finds -3 %")
-    print("|".join(["---"] * 7))
-    for strategies, seeds, blocks in (
-        (2, 2, 10),
-        (2, 3, 10),
-        (2, 5, 10),
-        (2, 10, 10),
-        (2, 5, 4),
-        (2, 5, 40),
-        (6, 2, 10),
-        (6, 3, 10),
-        (6, 5, 10),
-        (6, 10, 10),
+    print("| strategies | seeds | blocks | correlated, rows | each holds | all hold | median half width, % | finds -3 % |")
+    print("|" + "---|" * 8)
+    for strategies, seeds, blocks, width in (
+        (2, 2, 10, HORIZON),
+        (2, 3, 10, HORIZON),
+        (2, 5, 10, HORIZON),
+        (2, 10, 10, HORIZON),
+        (2, 5, 4, HORIZON),
+        (2, 5, 40, HORIZON),
+        (6, 3, 10, HORIZON),
+        (6, 5, 10, HORIZON),
+        (6, 10, 10, HORIZON),
+        (2, 5, 10, CONTEXT),
+        (6, 5, 10, CONTEXT),
+        (6, 10, 10, CONTEXT),
     ):
         rows = blocks * (CONTEXT + HORIZON)
         each, together, halves, found = [], [], [], []
-        for entries in trials(options.repetitions, strategies, seeds, rows, 0.0):
+        for entries in trials(options.repetitions, strategies, seeds, rows, 0.0, width=width):
             held = [low <= 0 <= high for low, high in map(bounds, entries)]
             each += held
             together.append(all(held))
             halves += [(high - low) / 2 for low, high in map(bounds, entries)]
-        for entries in trials(options.repetitions, strategies, seeds, rows, 0.03):
+        for entries in trials(options.repetitions, strategies, seeds, rows, 0.03, width=width):
             found.append(next(bounds(one)[1] < 0 for one in entries if one["a"].startswith("sff") and one["b"] == "ff"))
         figures = f"{np.mean(each):.3f} | {np.mean(together):.3f} | {100 * np.median(halves):.1f} | {np.mean(found):.2f}"
-        print(f"{strategies} | {seeds} | {blocks} | {figures}", flush=True)
+        print(f"| {strategies} | {seeds} | {blocks} | {width} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

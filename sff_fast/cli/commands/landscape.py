@@ -32,13 +32,20 @@ from sff_fast.cli.types import Alpha, Integer, Number
     help="Share of the pre-trained weights in the smoothed ones; 1 leaves these out.",
 )
 @seed_option
-@click.option("--grid", type=Integer(3, 1001), metavar="N", default=21, help="Points along each direction, an odd number.")
+@click.option("--grid", type=Integer(5, 1001), metavar="N", default=21, help="Points along each direction, an odd number.")
 @click.option(
     "--span", type=Number(0, open_low=True), metavar="X", default=1.0, help="Greatest coordinate, in norms of the filters."
 )
 @click.option("--windows", type=COUNT, metavar="N", default=64, help="Validation windows that the loss is measured on.")
 @click.option("--batch-size", type=COUNT, metavar="N", default=64, help="Windows at a time.")
-@click.option("--hessian/--no-hessian", default=True, help="Measure the Hessian's greatest eigenvalue and trace too.")
+@click.option(
+    "--no-hessian",
+    "hessian",
+    flag_value=False,
+    default=True,
+    show_default=False,
+    help="Leave the Hessian's eigenvalue and trace out.",
+)
 @click.option("--probes", type=COUNT, metavar="N", default=16, help="Random vectors for the trace.")
 @click.option("--out", metavar="DIR", help="Folder for the grid, the pictures and the report.  [default: none]")
 @out_options

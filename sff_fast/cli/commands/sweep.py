@@ -16,6 +16,7 @@ from sff_fast.cli.options import (
     out_options,
     quiet_option,
     seeds_options,
+    task_options,
     training_options,
 )
 from sff_fast.cli.progress import make_progress
@@ -28,6 +29,7 @@ BASELINES = tuple(name for name in STRATEGIES if name not in ("zero-shot", "sff"
 @click.command(short_help="Which alpha? Chosen on validation, tested once.")
 @model_options
 @data_options
+@task_options
 @click.option(
     "--alphas",
     type=Numbers(Number(0, 1)),
@@ -67,12 +69,16 @@ def sweep(
     tiny: bool,
     data: str,
     split: str,
-    context_length: int,
-    prediction_length: int,
+    context_length: int | None,
+    prediction_length: int | None,
     stride: int,
     fill: str | None,
     drop: bool,
     train_fraction: float,
+    task: str,
+    mask_rates: tuple[float, ...] | None,
+    patch_length: int | None,
+    segment_length: int | None,
     alphas: tuple[float, ...],
     alpha_groups: tuple[tuple[str, tuple[float, ...]], ...],
     seed: int | None,
@@ -98,7 +104,7 @@ def sweep(
 
     from sff_fast import report
     from sff_fast.cli import outcome
-    from sff_fast.cli.sources import model_maker, open_data, use_threads
+    from sff_fast.cli.sources import model_maker, open_task, use_threads
     from sff_fast.cli.tables import print_sweep
     from sff_fast.files import check_output_directory
     from sff_fast.report.sweep import write_picture
@@ -108,7 +114,9 @@ def sweep(
     check_output_directory(out, overwrite=overwrite, resume=resume)
     use_threads(threads)
     make_adapter = model_maker(family, checkpoint, tiny)
-    windows = open_data(make_adapter(), data, split, context_length, prediction_length, stride, fill, drop, train_fraction)
+    own = {"mask_rates": mask_rates, "patch_length": patch_length, "segment_length": segment_length}
+    lengths = (context_length, prediction_length, stride)
+    windows = open_task(task, own, make_adapter(), data, split, *lengths, fill, drop, train_fraction=train_fraction)
     result = library(
         make_adapter,
         windows,
