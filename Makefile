@@ -10,7 +10,7 @@ FORMATTED := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' | sort)
 TIDY := $(filter-out %_isa.cpp,$(wildcard csrc/cpu/*.cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models-env models-into-python cuda-tools cuda-tools-if-can browser-driver browser-driver-if-can gpu-check demo test test-slow test-exhaustive lint tidy format docs mutation bench doctor clean
+.PHONY: help setup models-env models-into-python cuda-tools cuda-tools-if-can browser-driver browser-driver-if-can gpu-check demo test test-slow test-exhaustive lint tidy format docs coverage mutation bench doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -55,6 +55,18 @@ format: setup .venv/.lint  ## apply the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
+
+coverage: setup .venv/.models .venv/.lint  ## lines that the tests run: Python under the suite, C++ under the native driver
+	$(BIN)/cmake -S . -B build/gcov -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DSFF_NATIVE_TESTS=ON \
+		-DCMAKE_CXX_FLAGS="--coverage -fprofile-update=atomic" -DCMAKE_CXX_FLAGS_RELEASE=-O0 >/dev/null
+	$(BIN)/cmake --build build/gcov --target driver
+	build/gcov/driver fuzz 1 20000 400 2
+	build/gcov/driver fuzz 2 20 300000 3
+	PYTHONPATH=tests $(BIN)/python -c "import driver; open('build/gcov/vectors', 'wb').write(b''.join(driver.vectors()))"
+	build/gcov/driver vectors build/gcov/vectors
+	$(BIN)/gcovr --root . --merge-lines --filter csrc/ --exclude '.*adamw.*' --exclude '.*quantize.*' build/gcov
+	SFF_FAST_TEST_DATA="$(DATA)" $(BIN)/coverage run -m pytest -m "not slow and not exhaustive"
+	$(BIN)/coverage report
 
 mutation: setup  ## breaks the kernels one token at a time; writes docs/mutation.md (an hour)
 	$(BIN)/python tools/mutate_kernels.py

@@ -1,27 +1,31 @@
 """What does the fine-tuning loop cost over a bare forward pass, backward pass and optimizer step?
 
 One step of the loop (shuffling, gathering the windows, learning-rate schedule, checks, progress, log) and one bare step take
-turns on one model, Timer at its published 67 million parameters, with one optimizer.
+turns on one model, Timer at its published 67 million parameters, with one optimizer. ``--clipping`` also times what exact
+clipping costs where gradients are released: a second forward and backward pass.
 
-Run from the repository root: ``python benchmarks/bench_loop.py [--batch 32] [--runs 15] [--threads N]``.
+Run from the repository root: ``python benchmarks/bench_loop.py [--batch 32] [--runs 15] [--threads N] [--clipping]``.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import inspect
 import statistics
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from timing import interleaved, ratio, write_rows
+from timing import interleaved, latest_by, ratio, replace_table, write_rows
 
 from sff_fast.adapters.timer import TimerAdapter
-from sff_fast.data import ForecastData, Table
+from sff_fast.data import Batch, ForecastData, Table
 from sff_fast.models import Timer, TimerConfig
+from sff_fast.optim import FusedAdamW
 from sff_fast.training import finetune
 from sff_fast.training.config import resolve_settings
 from sff_fast.training.interrupts import StopRequest
@@ -32,6 +36,7 @@ from sff_fast.training.stepping import Stepper
 from sff_fast.training.strategies import trainable
 from sff_fast.training.weights import BestWeights
 
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "optimizer.md"
 LIMIT = 1.02
 
 
@@ -91,28 +96,70 @@ def measure(batch: int, runs: int, optimizer: str) -> dict[str, object]:
     }
 
 
+def clipping(batch: int, runs: int) -> dict[str, object]:
+    """Steps with released gradients: clipped by the exact norm of all of them, in two passes, and not clipped."""
+    adapter = TimerAdapter(Timer(TimerConfig()).eval())
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(batch, 672 + 96, 1, generator=generator)
+    windows = Batch(values[:, :672], values[:, 672:], torch.zeros(batch, dtype=torch.int64))
+    optimizer = FusedAdamW(adapter.model.parameters(), lr=1e-5, release_gradients=True)
+    adapter.model.train()
+
+    def step(max_norm: float | None) -> None:
+        optimizer.max_norm = max_norm
+        optimizer.backward(lambda: adapter.loss(windows))
+        optimizer.step()
+
+    seconds = interleaved({"bare": lambda: step(None), "loop": lambda: step(1.0)}, runs, warmup=2)
+    return {
+        "case": f"Timer-67M, batch {batch}, released gradients, clipped by the global norm over not clipped",
+        "threads": torch.get_num_threads(),
+        "runs": runs,
+        "bare_ms": f"{statistics.median(seconds['bare']) * 1e3:.1f}",
+        "loop_ms": f"{statistics.median(seconds['loop']) * 1e3:.1f}",
+        "ratio": f"{ratio(seconds['loop'], seconds['bare']):.4f}",
+        "must": "",
+        "holds": "",
+    }
+
+
+def table(rows: Iterable[Mapping[str, str]]) -> list[str]:
+    """The lines of the table in docs/optimizer.md."""
+    lines = ["| case | threads | over the bare step | limit |", "|---|---|---|---|"]
+    for row in rows:
+        must = f"{row['must']}{' (missed)' if row['holds'] == 'no' else ''}"
+        lines.append(f"| {row['case']} | {row['threads']} | {row['ratio']} | {must} |")
+    return lines
+
+
 def main() -> None:
-    """Measure, print, and append to benchmarks/results/loop.csv."""
+    """Measure, print, append to benchmarks/results/loop.csv and write the table in docs/optimizer.md."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--batch", type=int, default=32, help="windows in a step (default 32)")
     parser.add_argument("--runs", type=int, default=15, help="counted rounds (default 15)")
     parser.add_argument("--threads", type=int, help="CPU threads (default torch's choice)")
     parser.add_argument("--optimizers", nargs="+", default=["adam", "fused-adam"], help="default adam fused-adam")
+    parser.add_argument("--clipping", action="store_true", help="also the cost of exact clipping with released gradients")
     parser.add_argument("--no-csv", action="store_true", help="print only")
     settings = parser.parse_args()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    cases = [functools.partial(measure, optimizer=optimizer) for optimizer in settings.optimizers]
+    cases += [clipping] if settings.clipping else []
     rows = []
-    for optimizer in settings.optimizers:
-        rows.append(measure(settings.batch, settings.runs, optimizer))
-        row = rows[-1]
+    for case in cases:
+        row = case(settings.batch, settings.runs)
+        rows.append(row)
+        verdict = f"  must {row['must']}: {row['holds']}" if row["must"] else ""
         print(
-            f"{row['case']}, {row['threads']} thread(s): bare {row['bare_ms']} ms, loop {row['loop_ms']} ms, "
-            f"ratio {row['ratio']}  must {row['must']}: {row['holds']}",
+            f"{row['case']}, {row['threads']} thread(s): {row['bare_ms']} ms, {row['loop_ms']} ms, ratio {row['ratio']}{verdict}",
             flush=True,
         )
     if not settings.no_csv:
         print(f"written to {write_rows('loop', rows)}")
+        latest = latest_by("loop", "case", "threads").values()
+        DOCS.write_text(replace_table(DOCS.read_text(), "loop", table(latest)))
+        print(f"written to {DOCS}")
 
 
 if __name__ == "__main__":

@@ -128,8 +128,8 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
         axis.text(value + 0.15, place, f"{value:.2f}  ({row['peak_gib']} GiB in all)", va="center", fontsize=9, color="#333333")
     labels = [f"{row['case']} ({int(row['parameters']) / 1e6:.0f} M), {row['way']}" for row in rows]
     axis.set_yticks(range(len(rows)), labels, fontsize=9)
-    axis.set_xlabel("bytes a parameter at the peak, weights included; activations apart, but for the 4 billion", fontsize=9)
-    axis.margins(x=0.3)
+    axis.set_xlabel("bytes a parameter at the peak, weights included\nwithout activations, but for the 4 billion", fontsize=9)
+    axis.margins(x=0.42)
     axis.invert_yaxis()
     axis.tick_params(length=0)
     axis.spines[["top", "right", "left"]].set_visible(False)

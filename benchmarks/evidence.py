@@ -33,7 +33,7 @@ import evidence_doc
 import torch
 
 import sff_fast
-from sff_fast.data import ForecastData, read_table
+from sff_fast.data import AnomalyData, ForecastData, read_table
 from sff_fast.demo import model_path, weather
 from sff_fast.demo import settings as demo
 from sff_fast.training import evaluate, finetune
@@ -52,6 +52,9 @@ OWN_LR, OTHER_LRS = 3e-4, (1e-4, 1e-3)
 """The learning rate that a strategy's own option is tried with, and those that follow with the best value of it."""
 PROTOCOL = 2
 """Points of another protocol are kept, but not used: in the first one options were tried with a learning rate of 1e-3."""
+UCR = ("135_UCR_Anomaly_InternalBleeding16_1200_4187_4199.txt", "136_UCR_Anomaly_InternalBleeding17_1600_3198_3309.txt")
+DETECTION = ("rank", "segments", "quantile", "auc_roc", "auc_pr", "f1_best")
+"""What a tested point of anomaly detection holds besides its errors."""
 EVAL_STRIDE = 4
 """Every so many windows of the validation part count in the larger setting: neighbours share all but one of their values."""
 
@@ -127,11 +130,11 @@ class Setting:
     steps: int
     batch_size: int
     make_adapter: Callable[[], Any]
-    make_data: Callable[[float], ForecastData]
+    make_data: Callable[[float], ForecastData | AnomalyData]
     turn: int
 
     @functools.cached_property
-    def data(self) -> ForecastData:
+    def data(self) -> ForecastData | AnomalyData:
         """The windows."""
         return self.make_data(self.fraction)
 
@@ -162,10 +165,15 @@ def _weather(fraction: float) -> ForecastData:
     )
 
 
+def _ucr(name: str) -> Callable[[float], AnomalyData]:
+    """The windows of a series of the UCR anomaly archive, by its name."""
+    return lambda fraction: AnomalyData.from_ucr(_test_data() / "ucr" / name, train_fraction=fraction)
+
+
 def _test_data() -> Path:
     folder = os.environ.get("SFF_FAST_TEST_DATA")
     if not folder:
-        raise SystemExit("SFF_FAST_TEST_DATA must name the folder with ETTh1.csv and granite-ttm-512-96")
+        raise SystemExit("SFF_FAST_TEST_DATA must name the folder with ETTh1.csv, granite-ttm-512-96 and ucr")
     return Path(folder)
 
 
@@ -177,6 +185,10 @@ SETTINGS: tuple[Setting, ...] = (
     *(
         Setting(f"etth1-ttm-{f:g}", f"granite TTM, ETTh1, {f:.0%} of the train windows", f, 128, 16, _granite, _etth1, turn)
         for turn, f in enumerate((0.05, 0.25, 1.0), 1)
+    ),
+    *(
+        Setting(f"ucr-{name[:3]}-timer", f"small Timer, UCR anomaly {name[:3]}", 1.0, 100, 16, _timer, _ucr(name), 0)
+        for name in UCR
     ),
 )
 
@@ -228,6 +240,7 @@ def measure(setting: Setting, strategy: str, stage: str, number: int, options: M
     if strategy == "zero-shot":
         val, test = (evaluate(adapter, setting.data, part) for part in ("val", "test"))
         measured = {f"{part}_{kind}": errors[kind] for part, errors in (("val", val), ("test", test)) for kind in ("mse", "mae")}
+        measured |= _detected(test)
         point["windows"] = {part: len(getattr(setting.data, part)) for part in ("train", "val", "test")}
     else:
         per_epoch = -(-len(setting.data.train) // setting.batch_size)
@@ -249,12 +262,16 @@ def measure(setting: Setting, strategy: str, stage: str, number: int, options: M
         )
         measured = {"val_mse": result.val_mse, "best_epoch": result.best_epoch}
         if final:
-            measured |= {"test_mse": result.test_mse, "test_mae": result.test_mae}
+            measured |= {"test_mse": result.test_mse, "test_mae": result.test_mae, **_detected(result.metrics["test"])}
     return {**point, **measured, "cpu_seconds": round(time.process_time() - began, 1), **_machine()}
 
 
 _RESOLVED = set(inspect.signature(resolve_settings).parameters) - {"adapter"}
 _DEFAULTS = {name: p.default for name, p in inspect.signature(finetune).parameters.items() if name in _RESOLVED}
+
+
+def _detected(test: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: test[name] for name in DETECTION if name in test}
 
 
 def _machine() -> dict[str, str]:

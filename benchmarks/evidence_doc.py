@@ -69,11 +69,16 @@ def write(
         own = [p for p in points if all(p[key] == value for key, value in setting.describe().items())]
         if own:
             shown.append((setting, own))
-    if shown:
-        draw(shown, names, DOCS / PICTURE)
+    forecasts = [(setting, own) for setting, own in shown if not any("rank" in point for point in own)]
+    tested = [(setting, own) for setting, own in forecasts if any(finals(own, name) for name in names)]
+    if tested:
+        draw(tested, names, DOCS / PICTURE)
         text.append(f"![Test errors of all strategies]({PICTURE})\n")
-    for setting, own in shown:
+    for setting, own in forecasts:
         text.append(section(setting, own, names, trials, len(seeds)))
+    for setting, own in shown:
+        if (setting, own) not in forecasts:
+            text.append(detection_section(setting, own, names))
     absent = [setting.title for setting in settings if all(setting is not one for one, _ in shown)]
     if absent:
         text.append("## Not measured yet\n\n" + "\n".join(f"* {title}" for title in absent) + "\n")
@@ -127,6 +132,37 @@ def section(setting: Any, points: Sequence[Mapping[str, Any]], names: Sequence[s
     if partial:
         lines.append(f"Of {seeds} seeds, some strategies have {', '.join(map(str, partial))} so far.")
     return "\n".join(lines) + "\n"
+
+
+def detection_section(setting: Any, points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Table of one series with an anomaly: chosen by the error on the normal part, judged by where the anomaly stands."""
+    segments = next(point["segments"] for point in points if "segments" in point)
+    lines = [
+        f"## {setting.title[0].upper()}{setting.title[1:]}",
+        "",
+        f"{setting.steps} steps of {setting.batch_size} windows of the normal part. Rows are scored by their squared prediction "
+        f"error; rank 1 of {segments} segments finds the anomaly. Validation knows normal rows only, and no anomaly.",
+        "",
+        "| strategy | chosen | validation MSE (trial) | rank of the anomaly, each seed | AUC-ROC | best F1 | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ("zero-shot", *names):
+        tested = list(finals(points, name).values())
+        if tested:
+            trial = [
+                p["val_mse"] for p in points if p["strategy"] == name and p["stage"] == "search" and p["val_mse"] is not None
+            ]
+            options = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in tested[0]["options"].items())
+            ranks = ", ".join(str(run["rank"]) for run in tested)
+            figures = " | ".join(_mean(tested, key) for key in ("auc_roc", "f1_best"))
+            validation = min(trial) if trial else tested[0]["val_mse"]
+            lines.append(f"| {name} | {options} | {validation:.4f} | {ranks} | {figures} | {len(tested)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], key: str) -> str:
+    mean, std = mean_and_std([run[key] for run in runs])
+    return f"{mean:.3f}" + ("" if std is None else f" ± {std:.3f}")
 
 
 def verdicts(points: Sequence[Mapping[str, Any]], zero: Mapping[str, Any] | None) -> list[str]:

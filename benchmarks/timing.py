@@ -152,3 +152,19 @@ def write_rows(benchmark: str, rows: list[dict[str, object]]) -> Path:
             writer.writeheader()
         writer.writerows(full)
     return path
+
+
+def latest_by(benchmark: str, *key: str) -> dict[tuple[str, ...], dict[str, str]]:
+    """The newest row of each case in ``benchmarks/results/<benchmark>.csv``, in the order in which cases came first."""
+    with (RESULTS / f"{benchmark}.csv").open(newline="") as file:
+        return {tuple(row[column] for column in key): row for row in csv.DictReader(file)}
+
+
+def replace_table(text: str, name: str, lines: list[str]) -> str:
+    """A page with the lines after ``<!-- name: ... -->``, up to the next empty one, replaced."""
+    head, mark, rest = text.partition(f"<!-- {name}: ")
+    comment, _, after = rest.partition("\n")
+    if not mark:
+        raise ValueError(f"no <!-- {name}: ... --> in the page")
+    following = after[1:] if after.startswith("\n") else after.partition("\n\n")[2]  # no table there yet, or one
+    return head + mark + comment + "\n" + "\n".join(lines) + "\n\n" + following

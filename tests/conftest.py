@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 HARDWARE = "needs hardware: "
 """Skips with this reason are no fault of the set-up; with SFF_FAST_STRICT_SKIPS every other skip fails the run."""
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts pytest in the background has it ignore ctrl-C, and all that pytest starts: tests send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

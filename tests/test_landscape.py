@@ -474,10 +474,10 @@ def test_a_loss_that_is_not_finite_is_a_gap_in_the_grid(tmp_path):
         adapter.on_loss = lambda batch: None if torch.equal(start, adapter.model.head.weight) else torch.tensor(math.inf)
         return adapter
 
-    result = sff_fast.landscape(make, make_data(), alpha=1, grid=3, windows=4, hessian=False, out=tmp_path / "out")
+    result = sff_fast.landscape(make, make_data(), alpha=1, grid=5, windows=4, hessian=False, out=tmp_path / "out")
     (centre,) = result.centres
     assert math.isfinite(centre["loss"])
-    assert centre["losses"][0] == [None] * 3
+    assert centre["losses"][0] == [None] * 5
     assert centre["rise"] is None
     assert "not finite" in result.verdict
     assert (tmp_path / "out" / "landscape.csv").read_text().splitlines()[1] == "pre-trained,-1.0,-1.0,"
@@ -494,7 +494,7 @@ def test_one_model_is_in_memory_at_a_time(tmp_path, registered):
         most.append(sum(reference() is not None for reference in alive))
         return adapter
 
-    sff_fast.landscape(make, make_data(), grid=3, windows=2, hessian=False)
+    sff_fast.landscape(make, make_data(), grid=5, windows=2, hessian=False)
     assert len(most) == 1 + 2 * 2  # once to look, and each centre twice
     assert max(most) == 1
 
@@ -569,7 +569,7 @@ def test_a_damaged_file_of_rows_is_refused_in_one_line(tmp_path, registered):
 
 def test_tuned_models_of_one_name_are_told_apart(tmp_path, registered):
     folders = [tune(tmp_path / run / "ff-seed0") for run in ("first", "second")]
-    result = whole(tmp_path, tuned=[folders[0], folders[1] / "model"], grid=3, hessian=False)
+    result = whole(tmp_path, tuned=[folders[0], folders[1] / "model"], grid=5, hessian=False)
     assert [centre["name"] for centre in result.centres] == ["pre-trained", "smoothed", "first/ff-seed0", "second/ff-seed0"]
 
 
@@ -577,6 +577,7 @@ def test_tuned_models_of_one_name_are_told_apart(tmp_path, registered):
     ("options", "message"),
     [
         ({"grid": 4}, "grid must be an odd number"),
+        ({"grid": 3}, "from 5 to 1001"),
         ({"grid": 0}, "grid must be an integer of at least 1"),
         ({"span": 0}, "span must be a finite number above 0"),
         ({"span": math.nan}, "span must be a finite number above 0"),

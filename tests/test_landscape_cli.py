@@ -13,7 +13,7 @@ from sff_fast.landscapes import curvature
 pytestmark = pytest.mark.usefixtures("quick")
 MODEL = ("--family", "timer", "--tiny")
 LENGTHS = ("--context-length", "96", "--prediction-length", "24", "--device", "cpu", "--threads", "1")
-SMALL = ("--grid", "3", "--windows", "4", "--probes", "2", "--quiet")
+SMALL = ("--grid", "5", "--windows", "2", "--probes", "2", "--quiet")
 
 
 def run(*arguments) -> int:
@@ -85,8 +85,8 @@ def test_why_there_is_no_hessian_is_said_on_one_line(data, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--grid", "4"), "--grid must be odd, so that one point is the centre, got 4"),
-        (("--grid", "1"), "expected an integer from 3 to 1001, got 1"),
+        (("--grid", "6"), "--grid must be odd, so that one point is the centre, got 6"),
+        (("--grid", "3"), "expected an integer from 5 to 1001, got 3"),
         (("--span", "0"), "expected a number above 0"),
         (("--resume",), "--resume and --overwrite need --out"),
         (("--tuned", "not/there"), "not/there"),

@@ -272,3 +272,16 @@ def test_a_loss_that_is_nowhere_near_finite_still_has_words():
     contours, _ = landscapes.panels(metrics["landscape"])
     assert "not finite at the centre" in contours[0].alt
     assert math.isfinite(centre["lowest"]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns"),
+    [
+        (["FF"], 1),
+        (["FF", "SFF", "TFS", "LP", "LP-FF"], 4),
+        (["TFS", "FF", "SFF, other alphas", "SFF 0.7", "zero-shot"], 3),
+        (["a" * 40] * 2, 1),
+    ],
+)
+def test_a_legend_is_as_wide_as_its_names_allow(labels, columns):
+    assert panels.legend_columns(labels) == columns

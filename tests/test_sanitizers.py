@@ -17,6 +17,7 @@ import driver
 import pytest
 
 pytestmark = pytest.mark.slow
+# In the plain build warnings are errors.
 # One sanitizer a build, and without the checks of temporaries' life and of null references: on thousands of inlined lane
 # operations they take g++ minutes a file.
 BUILDS = {
@@ -38,7 +39,7 @@ def built(tmp_path_factory) -> Callable[[str], Path]:
 
     @functools.cache
     def program(name: str) -> Path:
-        flags = [f"-DCMAKE_CXX_FLAGS={BUILDS[name]}", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"] if BUILDS[name] else []
+        flags = [f"-DCMAKE_CXX_FLAGS={BUILDS[name]}", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"] if BUILDS[name] else ["-DSFF_WERROR=ON"]
         return driver.build(tmp_path_factory.mktemp(name), *flags)
 
     return program

@@ -77,6 +77,21 @@ def test_metrics_and_table_of_a_tuned_model_hold_the_tasks_own_figures(spike: Pa
     assert "Anomaly scores over the test part" in page
     assert "windows of 288 steps, segments of 96" in page
     assert not (out / "forecasts.png").exists()
+    assert (out / "anomaly.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_for_imputation_shows_windows_and_is_replaced_as_a_whole(waves: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    command = ["finetune", *TIMER, "--task", "imputation", "--data", str(waves), "--stride", "40", "--out", str(out)]
+    assert main([*command, "--strategy", "lp", "--epochs", "1"]) == 0
+    assert (out / "imputation.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "report.html").read_text()
+    assert "Imputation on the test part" in page
+    assert "patches of 24 hidden at a rate of 0.25" in page
+    (out / "anomaly.png").write_bytes(b"of an earlier run")
+    assert main([*command, "--strategy", "zero-shot", "--overwrite"]) == 0
+    assert not (out / "anomaly.png").exists()
+    assert json.loads((out / "metrics.json").read_text())["runs"] == []
 
 
 REFUSED = {

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -331,3 +336,31 @@ def test_all_families_that_impute_are_tuned_for_it(family: str) -> None:
     result = finetune(adapter, data, "ff", epochs=2, batch_size=8, lr=1e-3)
     assert result.val_mse < before
     assert np.isfinite(result.test_mse)
+
+
+TWO_PROCESSES = """
+import json, sys
+sys.path[:0] = [{tests!r}]
+from test_tasks_imputation import OPTIONS, loop_data
+from sff_fast.adapters import tiny
+from sff_fast.training import finetune
+
+if __name__ == "__main__":
+    result = finetune(tiny("timer"), loop_data(), "ff", parallel="ddp", device="cpu", out={out!r}, **OPTIONS)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_impute_the_same_points_and_measure_the_same_errors(tmp_path) -> None:
+    script, out = tmp_path / "job.py", tmp_path / "run"
+    tests = Path(__file__).resolve().parent
+    script.write_text(TWO_PROCESSES.format(tests=str(tests), out=str(out)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(tests.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((out / "metrics.json").read_text())
+    alone = finetune(tiny("timer"), loop_data(), "ff", **OPTIONS)
+    assert steady(metrics["zero_shot"]) == steady(alone.zero_shot)
+    # Dropout masks differ with the number of processes; what is learned is about the same.
+    assert metrics["runs"][0]["val_mse"] == pytest.approx(alone.val_mse, rel=0.2)

@@ -73,8 +73,28 @@ def read_layout(path: str | os.PathLike[str]) -> Layout:
         relative = file.relative_to(source)
         if not file.is_file() or any(part.startswith(".") for part in relative.parts) or str(relative) in weights:
             continue
+        if file.is_symlink():
+            _check_link(file, source)
         (left_out if file.suffix in _OTHER_WEIGHTS or file.name.endswith(".bin.index.json") else companions).append(relative)
     return Layout(source, shards, tuple(companions), tuple(left_out))
+
+
+def _check_link(file: Path, source: Path) -> None:
+    """Refuse a link that would carry a file from elsewhere into the copy of a checkpoint.
+
+    A hub's cache keeps the files of ``snapshots/HASH`` as links into ``blobs``, both in one folder.
+
+    Raises:
+        CheckpointError: It leads out of the checkpoint.
+    """
+    folder = source.resolve()
+    root = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    target = file.resolve()
+    if not target.is_relative_to(root):
+        raise CheckpointError(
+            f"{str(file)!r} is a link out of the checkpoint, to {str(target)!r}, and would be copied with it: remove the link, "
+            "or put the file itself there"
+        )
 
 
 def _weights(folder: Path) -> list[str]:

@@ -150,6 +150,8 @@ def smooth_checkpoint(
     if in_place == (dst is not None):
         raise ArgumentError("give dst, or in_place=True and dst=None" if dst is None else "in_place=True takes no dst: pass None")
     layout = read_layout(src)
+    if in_place and layout.is_folder:
+        _check_own_files(layout)
     pending = journal.load(journal.journal_of(layout.source))
     if pending is not None and not in_place:
         raise CheckpointError(journal.interrupted(layout.source))
@@ -192,6 +194,16 @@ def smooth_checkpoint(
     )
 
 
+def _check_own_files(layout: Layout) -> None:
+    """Refuse to write through links: in place means the files of this folder."""
+    for shard in layout.shards:
+        if shard.path.is_symlink():
+            raise CheckpointError(
+                f"{str(shard.path)!r} is a link to {str(shard.path.resolve())!r}, which others may use: smooth into a "
+                "new folder, or that file itself in place"
+            )
+
+
 def _target(layout: Layout, dst: str | os.PathLike[str], overwrite: bool) -> Path:
     """The output's path, when there is room for it and nothing that must stay."""
     target = Path(os.path.realpath(Path(dst).expanduser()))
@@ -200,7 +212,7 @@ def _target(layout: Layout, dst: str | os.PathLike[str], overwrite: bool) -> Pat
         raise ArgumentError(f"dst is src or lies in it ({str(target)!r}): choose another place, or in_place=True (--in-place)")
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {str(target)!r}: the folder {str(target.parent)!r} does not exist; create it first")
-    if target.exists():
+    if os.path.exists(target):  # False too for a name that is too long, which writing then names
         kind = "folder" if layout.is_folder else "file"
         if target.is_dir() != layout.is_folder:
             raise OutputError(f"cannot write the {kind} {str(target)!r}: something else has that name; choose another one")

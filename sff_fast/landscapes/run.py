@@ -27,7 +27,8 @@ from sff_fast.training.progress import Progress, Silent
 from sff_fast.training.runtime import peak_memory, reset_peak_memory
 from sff_fast.version import __version__
 
-LARGEST_GRID = 1001
+GRIDS = (5, 1001)
+"""Fewest and most points along a direction; with fewer none would be nearby."""
 
 
 def landscape(
@@ -163,8 +164,10 @@ def _check(make_adapter: Any, grid: int, span: float, windows: int, batch_size: 
     for name, value in (("grid", grid), ("windows", windows), ("batch_size", batch_size), ("probes", probes)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ArgumentError(f"{name} must be an integer of at least 1, got {value!r}")
-    if grid % 2 == 0 or not 3 <= grid <= LARGEST_GRID:
-        raise ArgumentError(f"grid must be an odd number from 3 to {LARGEST_GRID}, so that one point is the centre, got {grid}")
+    if grid % 2 == 0 or not GRIDS[0] <= grid <= GRIDS[1]:
+        raise ArgumentError(
+            f"grid must be an odd number from {GRIDS[0]} to {GRIDS[1]}, so that one point is the centre, got {grid}"
+        )
     if isinstance(span, bool) or not isinstance(span, (int, float)) or not 0 < span < float("inf"):
         raise ArgumentError(f"span must be a finite number above 0, got {span!r}")
 

@@ -18,8 +18,8 @@ History = Sequence[Mapping[str, Any]]
 #: A run and its (epoch, value) points.
 Line = tuple[Mapping[str, Any], Sequence[tuple[int, float]]]
 
-#: Entries beside each other in a legend.
-LEGEND_COLUMNS = 4
+#: Entries beside each other in a legend, at most; letters that fit into a line, and how many a line's sample is as wide as.
+_LEGEND_COLUMNS, _LEGEND_LETTERS, _LEGEND_SAMPLE = 4, 56, 6
 #: Above this ratio of the largest to the smallest error a learning curve gets a logarithmic axis.
 _LOG_RATIO = 4.0
 #: Channels in one drawing; of more, those with the largest error are shown.
@@ -450,7 +450,7 @@ def _forecast_panel(window: ForecastWindow) -> Panel:
 def draw_legend(ax: Axes, palette: theme.Palette) -> None:
     """A legend above the axes, read row by row (matplotlib's own order is column by column)."""
     handles, labels = ax.get_legend_handles_labels()
-    columns = min(LEGEND_COLUMNS, len(labels))
+    columns = legend_columns(labels)
     order = [index for column in range(columns) for index in range(column, len(labels), columns)]
     legend = ax.legend(
         [handles[index] for index in order],
@@ -466,6 +466,15 @@ def draw_legend(ax: Axes, palette: theme.Palette) -> None:
     )
     for text in legend.get_texts():
         text.set_color(palette["ink"])
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """How many entries of a legend stand beside each other: as many as fit, each column as wide as its longest name."""
+    for columns in range(min(_LEGEND_COLUMNS, len(labels)), 1, -1):
+        widths = [_LEGEND_SAMPLE + max(map(len, labels[column::columns])) for column in range(columns)]
+        if sum(widths) <= _LEGEND_LETTERS:
+            return columns
+    return 1
 
 
 def shorten(text: str, limit: int) -> str:

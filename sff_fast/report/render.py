@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 from sff_fast.errors import require
 from sff_fast.files import atomic_write
 from sff_fast.report import theme
-from sff_fast.report.panels import LEGEND_COLUMNS, Panel, shorten
+from sff_fast.report.panels import Panel, legend_columns, shorten
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _XLINK = "{http://www.w3.org/1999/xlink}"
@@ -60,7 +60,8 @@ def to_png(path: Path, panels: Sequence[Panel], columns: int) -> None:
             panel.draw(ax, theme.LIGHT)
             _dress(ax, theme.LIGHT)
             legend = ax.get_legend()
-            lines = 0 if legend is None else -(-len(legend.get_texts()) // LEGEND_COLUMNS)
+            names = [] if legend is None else [text.get_text() for text in legend.get_texts()]
+            lines = -(-len(names) // legend_columns(names)) if names else 0
             pad = 8 + 17 * lines
             ax.set_title(panel.title, loc="left", fontsize=12, fontweight="bold", color=theme.LIGHT["ink"], pad=pad)
         buffer = io.BytesIO()

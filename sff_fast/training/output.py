@@ -44,9 +44,28 @@ def check_output(out: str | Path, resume: bool, overwrite: bool, source: Path | 
     """
     folder = Path(out)
     check_output_directory(folder, overwrite=overwrite, resume=resume)
+    _check_links(folder)
     if overwrite and source is not None and folder.resolve() in (source.resolve(), *source.resolve().parents):
         raise ArgumentError(f"overwrite would remove the model to start from, {str(source)!r}: choose another output folder")
     return folder
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links by which a run would write outside of its folder.
+
+    Raises:
+        OutputError: There is one.
+    """
+    root = folder.resolve()
+    for name in WRITTEN:
+        path = folder / name
+        inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+        for one in (path, *inside):
+            if one.is_symlink() and not one.resolve().is_relative_to(root):
+                raise OutputError(
+                    f"{str(one)!r} is a link out of the output folder, to {str(one.resolve())!r}, where a run does not "
+                    "write: remove it, or choose another folder"
+                )
 
 
 def begin_output(folder: Path, overwrite: bool) -> None:

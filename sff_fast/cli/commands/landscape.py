@@ -32,7 +32,7 @@ from sff_fast.cli.types import Alpha, Integer, Number
     help="Share of the pre-trained weights in the smoothed ones; 1 leaves these out.",
 )
 @seed_option
-@click.option("--grid", type=Integer(3, 1001), metavar="N", default=21, help="Points along each direction, an odd number.")
+@click.option("--grid", type=Integer(5, 1001), metavar="N", default=21, help="Points along each direction, an odd number.")
 @click.option(
     "--span", type=Number(0, open_low=True), metavar="X", default=1.0, help="Greatest coordinate, in norms of the filters."
 )
