@@ -6,7 +6,9 @@ time is modelled as ``seconds = base + tensor * tensors + element * local elemen
 error. A step counts the bytes that DDP or FSDP2 give to and want of the others. ``benchmarks/scaling.py`` applies the models to
 10^11 parameters on 1,000 ranks and writes the tables of ``docs/scaling.md``.
 
-Run from the repository root: ``python benchmarks/bench_scaling.py``. About half a minute on an idle machine. ``--csv`` appends
+Times are those of the processor, one thread, so that what else runs on the machine counts little.
+
+Run from the repository root: ``python benchmarks/bench_scaling.py``. About half a minute. ``--csv`` appends
 the rows to ``benchmarks/results/scaling.csv``.
 """
 
@@ -42,7 +44,6 @@ from sff_fast.distributions import Normal
 from sff_fast.metrics import ForecastMetrics
 from sff_fast.plan import InitPlan, ParameterPlan, Segment
 
-COLUMNS = 256
 RANKS = (8, 1000)
 TENSORS = (10, 100, 300)
 LOCAL = (100_000, 1_000_000, 10_000_000)
@@ -83,17 +84,28 @@ class Traffic(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def cpu_seconds(work: Callable[[], object], runs: int) -> float:
+    """Median seconds of the processor, on one thread, after one run that does not count."""
+    work()
+    seconds = []
+    for _ in range(runs):
+        begin = time.process_time()
+        work()
+        seconds.append(time.process_time() - begin)
+    return statistics.median(seconds)
+
+
 # ---------------------------------------------------------------------- smoothing
 def sharded(ranks: int, tensors: int, local: int) -> tuple[nn.Module, InitPlan]:
     """A rank's part of a model of equal matrices, and the whole model's plan."""
-    rows = max(1, local // tensors // COLUMNS)
-    shape = (rows * ranks, COLUMNS)
+    rows = max(1, local // tensors // scaling.COLUMNS)
+    shape = (rows * ranks, scaling.COLUMNS)
     mesh = init_device_mesh("cpu", (ranks,))
     model, parameters = nn.Module(), []
     for i in range(tensors):
-        part = DTensor.from_local(torch.zeros(rows, COLUMNS), mesh, [Shard(0)], run_check=False)
+        part = DTensor.from_local(torch.zeros(rows, scaling.COLUMNS), mesh, [Shard(0)], run_check=False)
         model.register_parameter(f"w{i}", nn.Parameter(part))
-        segment = Segment.whole(Normal(0.0, 0.02), shape[0] * COLUMNS, f"w{i}")
+        segment = Segment.whole(Normal(0.0, 0.02), shape[0] * scaling.COLUMNS, f"w{i}")
         parameters.append(ParameterPlan(f"w{i}", shape, torch.float32, (segment,)))
     return model, InitPlan(parameters)
 
@@ -106,7 +118,7 @@ def smoothing(ranks: int, tensors: int, local: int, runs: int) -> dict[str, obje
         def smooth() -> None:
             sff_fast.smooth_(model, plan, alpha=0.7, again=True)
 
-        seconds = timing.interleaved({"ours": smooth}, runs)["ours"]
+        seconds = cpu_seconds(smooth, runs)
         launches, native = [], cpu.run_packed
         cpu.run_packed = lambda *arguments: launches.append(1) or native(*arguments)
         try:
@@ -115,9 +127,8 @@ def smoothing(ranks: int, tensors: int, local: int, runs: int) -> dict[str, obje
         finally:
             cpu.run_packed = native
         held = sum(p.to_local().numel() for p in model.parameters())
-    return scaling.row(
-        "smoothing", ranks=ranks, tensors=tensors, elements=held, ms=1e3 * statistics.median(seconds), launches=len(launches)
-    ) | {"calls": traffic.calls}
+    measured = {"ms": 1e3 * seconds, "launches": len(launches), "calls": traffic.calls}
+    return scaling.row("smoothing", ranks=ranks, tensors=tensors, elements=held, **measured)
 
 
 # ---------------------------------------------------------------------- a training step
@@ -126,7 +137,7 @@ class Stack(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(COLUMNS, ROWS, bias=False) for _ in range(BLOCKS))
+        self.blocks = nn.ModuleList(nn.Linear(scaling.COLUMNS, ROWS, bias=False) for _ in range(BLOCKS))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return sum(block(x).sum() for block in self.blocks)
@@ -140,7 +151,7 @@ def step(kind: str, ranks: int, micro: int) -> dict[str, object]:
         elements = sum(p.numel() for p in model.parameters())
         parallel: Parallel = DataParallel(group) if kind == "ddp" else FullySharded(group)
         parallel.place(adapter)
-        batch, reduced = torch.ones(1, COLUMNS), []
+        batch, reduced = torch.ones(1, scaling.COLUMNS), []
 
         def count(state, bucket):  # torch refuses annotations that are text
             reduced.append(bucket.buffer().nbytes)
@@ -163,11 +174,6 @@ def step(kind: str, ranks: int, micro: int) -> dict[str, object]:
 
 
 # ---------------------------------------------------------------------- data
-def median_of(work: Callable[[], object], runs: int) -> float:
-    """Median seconds."""
-    return statistics.median(timing.interleaved({"work": work}, runs)["work"])
-
-
 def data(rows: int, runs: int) -> dict[str, object]:
     """What the windows of a table take in every rank: memory, an epoch's order, a batch, and the errors of a forecast."""
     values = np.random.default_rng(0).normal(size=(rows, CHANNELS))
@@ -185,10 +191,10 @@ def data(rows: int, runs: int) -> dict[str, object]:
         elements=rows * CHANNELS,
         windows=count,
         bytes=held,
-        ms=1e3 * median_of(lambda: epoch_order(count, 0, 1), runs),
-        batch_us=1e6 * median_of(lambda: windows.train.batch(indices), 20 * runs) / len(indices),
+        ms=1e3 * cpu_seconds(lambda: epoch_order(count, 0, 1), runs),
+        batch_us=1e6 * cpu_seconds(lambda: windows.train.batch(indices), 20 * runs) / len(indices),
         errors_us=1e6
-        * median_of(lambda: metrics.update(batch.target, batch.target, batch.channel, batch.index), 20 * runs)
+        * cpu_seconds(lambda: metrics.update(batch.target, batch.target, batch.channel, batch.index), 20 * runs)
         / len(indices),
     )
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ FIELDS = (
 )
 PARAMETERS, TENSORS, RANKS = 10**11, 1000, 1000
 """The job of the extrapolation."""
+COLUMNS = 256
+"""Second axis of every tensor of the benchmark."""
 H100_BYTES = 3.35e12
 """Bytes a second, by the data sheet of the H100 SXM."""
 LINK_BYTES = 50e9
@@ -37,12 +40,8 @@ def _text(value: float | str) -> str:
 def read_rows() -> list[Row]:
     """The latest row of every size in ``benchmarks/results/scaling.csv``."""
     with (timing.RESULTS / "scaling.csv").open(newline="") as file:
-        sizes = ("part", "ranks", "tensors", "elements", "micro")
-        return list(
-            {
-                tuple(r[key] if key != "elements" else "" for key in sizes) + (r["elements"],): r for r in csv.DictReader(file)
-            }.values()
-        )
+        latest = {tuple(r[key] for key in ("part", "ranks", "tensors", "elements", "micro")): r for r in csv.DictReader(file)}
+    return list(latest.values())
 
 
 def _of(rows: Sequence[Row], part: str) -> list[Row]:
@@ -69,7 +68,14 @@ def received(kind: str, size: float, ranks: int, micro: int) -> float:
 
 def padding(rows: int, ranks: int) -> float:
     """By what FSDP2 fills up a tensor so that its first axis divides among the ranks, as a factor."""
-    return -(-rows // ranks) * ranks / rows
+    return math.ceil(rows / ranks) * ranks / rows
+
+
+def _model(step: Row) -> float:
+    """What a measured step should have received, in sizes of its parameters."""
+    kind, ranks = str(step["part"]).split()[0], int(step["ranks"])
+    rows = int(step["elements"]) // int(step["tensors"]) // COLUMNS
+    return received(kind, padding(rows, ranks) if kind == "fsdp" else 1.0, ranks, int(step["micro"]))
 
 
 def tables(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -119,7 +125,7 @@ def tables(rows: Sequence[Row]) -> dict[str, list[str]]:
             *(
                 f"| {str(r['part']).split()[0].upper()} | {r['ranks']} | {r['micro']} | "
                 f"{int(r['received']) / (4 * int(r['elements'])):.3f} P | "
-                f"{received(str(r['part']).split()[0], 1, int(r['ranks']), int(r['micro'])):.3f} P |"
+                f"{_model(r):.3f} P |"
                 for r in steps
             ),
         ],

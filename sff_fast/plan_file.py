@@ -107,6 +107,8 @@ def _read_tables(
 ) -> tuple[dict[tuple[str, int], torch.Tensor], dict[tuple[str, int], torch.Tensor], int | None]:
     if entry is None:
         return {}, {}, None
+    if not isinstance(entry, Mapping) or not all(isinstance(entry.get(key), str) for key in ("file", "sha256")):
+        raise PlanError(f"{str(path)!r} is not a valid init plan: tables must name a file and its sha256")
     file = path.with_name(Path(entry["file"]).name)
     if not file.is_file():
         raise PlanError(f"the plan {str(path)!r} needs its tables in {str(file)!r}, which is missing")

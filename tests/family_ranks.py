@@ -18,6 +18,23 @@ from sff_fast.adapters import Adapter
 from sff_fast.data import ForecastData, Table
 
 
+def imputation_data() -> Any:
+    """Windows with hidden points."""
+    from test_tasks_imputation import loop_data
+
+    return loop_data()
+
+
+def anomaly_data() -> Any:
+    """Windows of a series with a fault."""
+    from test_tasks_anomaly import make_data
+
+    return make_data()
+
+
+TASKS = {"imputation": imputation_data, "anomaly": anomaly_data}
+
+
 def data_of(adapter: Adapter, variant: str) -> ForecastData:
     """Some windows of two noisy waves; a batch of five does not divide among two ranks."""
     case = case_of(variant)
@@ -40,11 +57,13 @@ def without_dropout(adapter: Adapter) -> Adapter:
     return adapter
 
 
-def tune(variant: str, parallel: str | None) -> dict[str, Any]:
-    """Errors and losses of a short run."""
+def tune(name: str, parallel: str | None) -> dict[str, Any]:
+    """Errors and losses of a short run, of a variant, or of a variant and a task other than forecasting."""
+    variant, _, task = name.partition(" ")
     adapter = without_dropout(variants()[variant].tiny())
+    data = TASKS[task]() if task else data_of(adapter, variant)
     options = {"epochs": 1, "max_steps": 2, "batch_size": 5, "eval_batch_size": 8, "lr": 1e-3, "device": "cpu"}
-    result = sff_fast.finetune(adapter, data_of(adapter, variant), "sff", parallel=parallel, **options)
+    result = sff_fast.finetune(adapter, data, "sff", parallel=parallel, **options)
     first, last = result.history
     return {"before": first["val_mse"], "loss": last["train_loss"], "val": last["val_mse"], "test": result.test_mse}
 

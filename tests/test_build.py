@@ -130,7 +130,7 @@ def test_wheels_for_four_pythons_are_built_on_two_machines(machine, count):
 def sdist(source, tmp_path_factory) -> Path:
     """The source distribution of a fresh clone."""
     folder = tmp_path_factory.mktemp("sdist")
-    done = _tool("build", "--sdist", "--no-isolation", "--outdir", folder, source, cwd=folder)
+    done = _tool("build", "--sdist", "--no-isolation", "--skip-dependency-check", "--outdir", folder, source, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     (found,) = folder.glob("*.tar.gz")
     return found
@@ -149,9 +149,11 @@ def test_an_sdist_builds_a_wheel_that_keeps_the_manylinux_policy_and_leaves_noth
 
     shown = _tool("auditwheel", "show", wheel, cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    # The glibc of the machine that built it, not of the image: what counts is that no library outside of the policy is asked for.
-    assert re.search(r'consistent with\s+the following platform tag:\s+"manylinux_2_\d+_', shown.stdout), shown.stdout
-    assert "requires no external shared libraries" in " ".join(shown.stdout.split())
+    # The glibc of the machine that built it, not of the image that publishes: what counts is that every library is the policy's,
+    # so none of torch's.
+    text = " ".join(shown.stdout.split())
+    assert re.search(r'is consistent with the following platform tag: "manylinux_2_\d+_', text), text
+    assert "external shared libraries are required" not in text
 
     venv.create(tmp_path / "env", with_pip=False, system_site_packages=True)
     python = tmp_path / "env/bin/python"

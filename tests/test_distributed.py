@@ -101,6 +101,10 @@ JOBS = {
     "fsdp-scratch": {"parallel": "fsdp", "strategy": "tfs"},
     "fsdp-torch-draws": {"parallel": "fsdp", "rng": "torch"},
     "fsdp-recomputed": {"parallel": "fsdp", "activation_checkpointing": True},
+    "ddp-averaged": {"strategy": "ema", "ema_decay": 0.7},
+    "fsdp-averaged": {"parallel": "fsdp", "strategy": "ema", "ema_decay": 0.7},
+    "fsdp-shrunk": {"parallel": "fsdp", "strategy": "shrink"},
+    "fsdp-perturbed": {"parallel": "fsdp", "strategy": "perturb"},
     "fsdp-whole-batch-released": {"parallel": "fsdp", **OURS, "release_gradients": True, "micro_batch": 2},
 }
 """Jobs of two ranks that give what one process gives with the same settings."""
@@ -117,6 +121,10 @@ def pair(tmp_path_factory) -> tuple[Path, dict[str, list[dict]]]:
         "fsdp-spare": {"adapter": "spare", "parallel": "fsdp"},
         "zero-shot": {"strategy": "zero-shot", "parallel": "fsdp", "out": str(folder / "zero-shot")},
         "again": {"out": str(folder / "ddp"), "resume": True},
+        "stopped-averaged": {
+            **{"parallel": "fsdp", "out": str(folder / "stopped-averaged"), "stop_at": (1, 8, signal.SIGTERM)},
+            **{"strategy": "ema", "ema_decay": 0.7},
+        },
         "stopped": {"parallel": "fsdp", "out": str(folder / "stopped"), "stop_at": (1, 8, signal.SIGTERM)},
         **{
             label: {
@@ -257,6 +265,12 @@ def test_another_number_of_ranks_goes_on_where_two_have_stopped(pair, alone, tmp
     else:
         for answer in run_group(size, tmp_path, {"resumed": more})["resumed"]:
             agree(answer, alone())
+
+
+def test_an_average_of_weights_goes_on_in_one_process(pair, alone, tmp_path):
+    shutil.copytree(pair[0] / "stopped-averaged", tmp_path / "job")
+    averaged = {"strategy": "ema", "ema_decay": 0.7}
+    agree(job_ranks.job(StackAdapter.tiny(), out=str(tmp_path / "job"), resume=True, **averaged), alone(**averaged))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "fused-adam"])

@@ -16,7 +16,7 @@ from family_ranks import tune
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-NAMES = [name for name in variants() if is_installed(name)]
+NAMES = [*(name for name in variants() if is_installed(name)), "timer imputation", "units anomaly"]
 DRAWN = ("moment", "sundial", "units")
 """Families whose loss draws numbers of its own (masks, noise): they depend on the number of ranks."""
 SAMPLED = ("chronos-t5", "moirai", "moirai-moe", "sundial")

@@ -65,11 +65,16 @@ def test_points_are_measured_in_a_level_order_and_not_twice(tmp_path, few):
     assert [{key: value for key, value in p.items() if key != "cpu_seconds"} for p in evidence.read(path)] == steady
 
 
-def test_a_trial_never_sees_the_test_part(tmp_path, few):
-    path, setting = tmp_path / "points.jsonl", dataclasses.replace(SETTING)
-    evidence.run(path, [setting], ["core"], 0)
+def test_a_trial_never_sees_the_test_part(monkeypatch):
+    setting = dataclasses.replace(SETTING)
     zero_shot = evidence.measure(setting, "zero-shot", "final", 0, {}, {})
-    setting.data.test = range(5)  # it has a length and nothing else that a part has
+
+    def look(indices):
+        raise AssertionError("a window of the test part was looked at")
+
+    monkeypatch.setattr(setting.data.test, "batch", look)
+    with pytest.raises(AssertionError, match="test part"):
+        evidence.measure(setting, "ff", "final", 1, {"lr": 1e-3}, evidence._placeholder(zero_shot))
     point = evidence.measure(setting, "ff", "search", 0, {"lr": 1e-3}, evidence._placeholder(zero_shot))
     assert point["val_mse"] > 0
     assert "test_mse" not in point

@@ -85,7 +85,7 @@ def test_why_there_is_no_hessian_is_said_on_one_line(data, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--grid", "4"), "--grid must be odd, so that one point is the centre, got 4"),
+        (("--grid", "6"), "--grid must be odd, so that one point is the centre, got 6"),
         (("--grid", "3"), "expected an integer from 5 to 1001, got 3"),
         (("--span", "0"), "expected a number above 0"),
         (("--resume",), "--resume and --overwrite need --out"),

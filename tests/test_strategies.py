@@ -24,7 +24,7 @@ from sff_fast.errors import ArgumentError, CheckpointError, MissingPackageError
 from sff_fast.smooth import smoothing_of
 from sff_fast.stream import MASK, NOISE, rounding_key, stream_id
 from sff_fast.tracing import trace
-from sff_fast.training import STRATEGIES, evaluate, finetune
+from sff_fast.training import STRATEGIES, compare, evaluate, finetune
 from sff_fast.training.config import resolve_settings
 from sff_fast.training.live import LiveBytes
 from sff_fast.training.strategies import check_processes
@@ -320,7 +320,8 @@ def test_layers_that_stand_in_several_places_or_share_a_weight_are_not_adapted()
 
 
 # ---------------------------------------------------------------------- in the loop
-OPTIONS = {"epochs": 3, "batch_size": 25, "seed": 3, "patience": None}
+SHARED = {"epochs": 3, "batch_size": 25, "patience": None}
+OPTIONS = {**SHARED, "seed": 3}
 
 
 @pytest.fixture(scope="module")
@@ -351,6 +352,15 @@ def test_a_run_that_was_stopped_at_any_step_gives_the_same_bits(data, tmp_path, 
     assert steady(result.to_json()) == steady(expected.to_json())
     assert evaluate(adapter, data)["mse"] == expected.test_mse
     assert [path.name for path in (parts / "state").iterdir()] == [newest_state(parts).name]
+
+
+@needs_peft
+def test_in_a_comparison_each_starts_from_the_pristine_model_whatever_ran_before(data, uninterrupted, tmp_path):
+    names = ["lora", "sff", "noise", "ema", "mixout", "shrink", "sam", "perturb", "l2-sp", "l2-init"]
+    result = compare(FakeAdapter.tiny, data, names, (OPTIONS["seed"],), out=tmp_path / "out", **SHARED)
+    assert [run.strategy for run in result.runs] == names
+    for run in result.runs:
+        assert (run.val_mse, run.test_mse) == (uninterrupted(run.strategy)[1].val_mse, uninterrupted(run.strategy)[1].test_mse)
 
 
 @pytest.mark.parametrize("strategy", TRAINING)
@@ -532,10 +542,10 @@ def test_options_of_other_strategies_are_no_part_of_a_run(data, tmp_path):
 
 
 def test_what_needs_one_process_is_refused_by_several():
-    check_processes("ema", 1)
+    check_processes("mixout", 1)
     check_processes("shrink", 8)
-    with pytest.raises(ArgumentError, match=r"'ema' works in one process, got 2: use one, or one of .*sff.*perturb"):
-        check_processes("ema", 2)
+    with pytest.raises(ArgumentError, match=r"'mixout' works in one process, got 2: use one, or one of .*sff.*perturb"):
+        check_processes("mixout", 2)
 
 
 def test_every_strategy_of_the_contract_is_there():

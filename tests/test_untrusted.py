@@ -63,7 +63,7 @@ class Payload:
         self.path = path
 
     def __reduce__(self):
-        return (exec, (f"open({str(self.path)!r}, 'w')",))
+        return (exec, (f"open({str(self.path)!r}, 'w').close()",))
 
 
 def torch_archive(content: object) -> bytes:
@@ -89,6 +89,7 @@ PICKLES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4:UserWarning")
 @pytest.mark.parametrize("suffix", [".ckpt", ".pth", ".pt", ".bin"])
 @pytest.mark.parametrize("case", PICKLES)
 def test_no_pickled_object_runs(tmp_path, case, suffix):

@@ -152,11 +152,11 @@ def _entries(content: dict[str, Any], data: int, path: Path) -> Iterator[Entry]:
             raise _damaged(path, f"the tensor {name!r} lacks dtype, shape or data_offsets") from error
         if not all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers):
             raise _damaged(path, f"the tensor {name!r} has a shape or offset that is no whole number of at least 0")
-        if dtype not in _BITS:
+        if not isinstance(dtype, str) or dtype not in _BITS:
             raise _damaged(path, f"the tensor {name!r} has the unknown dtype {dtype!r}")
         bits = math.prod(shape) * _BITS[dtype]
         if bits % 8 or end - begin != bits // 8:
-            raise _damaged(path, f"the tensor {name!r}, {dtype} of shape {shape}, takes {bits / 8:g} bytes, not {end - begin}")
+            raise _damaged(path, f"the tensor {name!r}, {dtype} of shape {shape}, takes {-(-bits // 8)} bytes, not {end - begin}")
         yield Entry(name, dtype, tuple(shape), data + begin, data + end)
 
 

@@ -212,7 +212,7 @@ def _target(layout: Layout, dst: str | os.PathLike[str], overwrite: bool) -> Pat
         raise ArgumentError(f"dst is src or lies in it ({str(target)!r}): choose another place, or in_place=True (--in-place)")
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {str(target)!r}: the folder {str(target.parent)!r} does not exist; create it first")
-    if target.exists():
+    if os.path.exists(target):  # False too for a name that is too long, which writing then names
         kind = "folder" if layout.is_folder else "file"
         if target.is_dir() != layout.is_folder:
             raise OutputError(f"cannot write the {kind} {str(target)!r}: something else has that name; choose another one")

@@ -208,11 +208,11 @@ def _read(source: Any) -> RawTable:
             raise DataError(f"{str(path)!r} is not a path: it holds a null character")
         suffixes = [suffix.lower() for suffix in path.suffixes]
         kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
-        if path.is_dir():
+        if os.path.isdir(path):  # False too for a name that is too long, which the reader then names
             raise DataError(f"{str(path)!r} is a folder: expected a data file; name the file in it")
         reader = _READERS.get(kind)
         if reader is None or (suffixes[-1] == ".gz" and reader is not read_csv):
-            if not path.exists():
+            if not os.path.exists(path):
                 raise DataError(f"cannot read the data file {str(path)!r}: it does not exist; check the path")
             raise DataError(
                 f"{str(path)!r} has an unknown file type {''.join(path.suffixes[-2:]) or '(no ending)'!r}: "

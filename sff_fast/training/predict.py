@@ -69,6 +69,9 @@ def forecast(
     if len(table) < context_length:
         raise DataError(f"{table.source!r} has {len(table)} rows, fewer than context_length ({context_length}): give more rows")
     if scaler is None:
+        for name, values in zip(table.columns, table.values.T):
+            if values.min() == values.max():
+                raise DataError(f"{table.source!r}, column {name!r}: constant at {values[0]:g}, so it cannot be standardised")
         scaler = Scaler.fit(table.values)
     if len(scaler.mean) != len(table.columns):
         raise ArgumentError(f"scaler must have one mean for each of the {len(table.columns)} channels, got {len(scaler.mean)}")

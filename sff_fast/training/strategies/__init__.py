@@ -82,7 +82,6 @@ STRATEGIES: dict[str, Strategy] = {
             method=Average,
             option=Option("ema_decay", 0.999, 0.0, 1.0),
             extra_memory=_ONE_SET,
-            alone=True,
         ),
         Strategy(
             "lora",

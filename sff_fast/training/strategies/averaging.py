@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...distributed.weights import put
 from .method import Method, replaced
 
 
@@ -58,5 +59,7 @@ class Average(Method):
     def load_state(self, state: dict[str, Any]) -> None:
         """Take both over."""
         self._count = state["steps"]
-        devices = {name: parameter.device for name, parameter in self.trained().items()}
-        self._average = {name: value.to(devices[name], copy=True) for name, value in state["average"].items()}
+        self._average = {}
+        for name, parameter in self.trained().items() if self._count else ():
+            self._average[name] = torch.empty_like(parameter, dtype=torch.float32, requires_grad=False)
+            put(self._average[name], state["average"][name])
