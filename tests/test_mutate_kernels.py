@@ -56,5 +56,6 @@ def test_the_page_counts_what_did_not_compile_apart_and_lists_what_was_not_notic
     text = page(rows, 900, 5, {"b:4": "the same number"}, "2026-01-02 03:04")
     assert "| noticed | 2 of 4: 50.0 % |" in text
     assert "| of these without any effect (reasons below) | 1 |" in text
+    assert "| **noticed of those with an effect** | **2 of 3: 66.7 %** |" in text
     assert "| `a` | 1 | 2 |" in text
     assert "* a:2\n* b:4: the same number\n" in text
