@@ -15,12 +15,11 @@ import functools
 import inspect
 import statistics
 import tempfile
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from timing import interleaved, latest_by, ratio, replace_table, write_rows
+from timing import interleaved, ratio, write_rows
 
 from sff_fast.adapters.timer import TimerAdapter
 from sff_fast.data import Batch, ForecastData, Table
@@ -36,7 +35,6 @@ from sff_fast.training.stepping import Stepper
 from sff_fast.training.strategies import trainable
 from sff_fast.training.weights import BestWeights
 
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "optimizer.md"
 LIMIT = 1.02
 
 
@@ -123,17 +121,8 @@ def clipping(batch: int, runs: int) -> dict[str, object]:
     }
 
 
-def table(rows: Iterable[Mapping[str, str]]) -> list[str]:
-    """The lines of the table in docs/optimizer.md."""
-    lines = ["| case | threads | over the bare step | limit |", "|---|---|---|---|"]
-    for row in rows:
-        must = f"{row['must']}{' (missed)' if row['holds'] == 'no' else ''}"
-        lines.append(f"| {row['case']} | {row['threads']} | {row['ratio']} | {must} |")
-    return lines
-
-
 def main() -> None:
-    """Measure, print, append to benchmarks/results/loop.csv and write the table in docs/optimizer.md."""
+    """Measure, print, and append to benchmarks/results/loop.csv."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--batch", type=int, default=32, help="windows in a step (default 32)")
     parser.add_argument("--runs", type=int, default=15, help="counted rounds (default 15)")
@@ -157,9 +146,6 @@ def main() -> None:
         )
     if not settings.no_csv:
         print(f"written to {write_rows('loop', rows)}")
-        latest = latest_by("loop", "case", "threads").values()
-        DOCS.write_text(replace_table(DOCS.read_text(), "loop", table(latest)))
-        print(f"written to {DOCS}")
 
 
 if __name__ == "__main__":

@@ -240,6 +240,22 @@ def test_a_compiled_step_takes_what_the_function_wrote_before_and_shows_what_it_
     cases.assert_equal_bits(params, expected)
 
 
+def test_a_step_with_given_gradients_leaves_the_parameters_own_where_they_were():
+    (params, _, optimizer), (expected, _, other) = _two_models(torch.tensor(1e-2))
+    cases.give_gradients(expected, 0)
+    expected[1].grad = None  # not given: then it has none, whatever the parameter itself holds
+    places = [i for i, p in enumerate(expected) if p.grad is not None]
+    given = [expected[i].grad.clone() for i in places]
+    kept = [torch.full_like(p, 5.0) for p in params]
+    for p, grad in zip(params, kept):
+        p.grad = grad
+    with torch.no_grad():
+        optimizer.step_given([params[i].detach() for i in places], given, places)
+    other.step()
+    assert all(p.grad is grad for p, grad in zip(params, kept))
+    cases.assert_equal_bits(params, expected)
+
+
 def test_a_compiled_step_skips_a_parameter_without_gradient(never_again):
     (params, _, optimizer), (expected, _, other) = _two_models(torch.tensor(1e-2))
     for some in (params, expected):

@@ -11,7 +11,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import bench_loop  # noqa: E402
 import bench_optimizer  # noqa: E402
 from timing import latest_by, replace_table  # noqa: E402
 
@@ -66,15 +65,9 @@ def test_the_losses_of_the_four_billion_are_those_of_the_benchmark() -> None:
     assert f"the loss falls from {float(row['first_loss']):.2f} to {float(row['last_loss']):.2f}" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "module", "key"),
-    [
-        ("speed", bench_optimizer, ("optimizer", "case", "contender", "threads")),
-        ("loop", bench_loop, ("loop", "case", "threads")),
-    ],
-)
-def test_the_tables_of_time_are_those_of_the_benchmarks(name: str, module: object, key: tuple[str, ...]) -> None:
-    assert replace_table(DOCS, name, module.table(latest_by(*key).values())) == DOCS
+def test_the_table_of_time_is_that_of_the_benchmark() -> None:
+    rows = latest_by("optimizer", "case", "contender", "threads").values()
+    assert replace_table(DOCS, "speed", bench_optimizer.table(rows)) == DOCS
 
 
 def test_a_table_is_replaced_up_to_the_next_empty_line() -> None:
