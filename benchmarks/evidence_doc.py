@@ -80,6 +80,8 @@ def write(
         if (setting, own) not in forecasts:
             text.append(detection_section(setting, own, names))
     absent = [setting.title for setting in settings if all(setting is not one for one, _ in shown)]
+    unseen = [name for name in names if not any(point["strategy"] == name for _, own in shown for point in own)]
+    absent += [f"in any setting: {', '.join(unseen)}"] if unseen else []
     if absent:
         text.append("## Not measured yet\n\n" + "\n".join(f"* {title}" for title in absent) + "\n")
     (DOCS / "evidence.md").write_text("\n".join(text))
@@ -127,7 +129,7 @@ def section(setting: Any, points: Sequence[Mapping[str, Any]], names: Sequence[s
         )
     lines += ["", *verdicts(points, zero)]
     if searching:
-        lines.append(f"Trials still running, nothing tested: {', '.join(searching)}.")
+        lines.append(f"Nothing tested yet, trials alone: {', '.join(searching)}.")
     partial = sorted({len(finals(points, name)) for name in names} - {0, seeds})
     if partial:
         lines.append(f"Of {seeds} seeds, some strategies have {', '.join(map(str, partial))} so far.")

@@ -120,7 +120,8 @@ def test_the_page_holds_means_paired_intervals_and_the_answer_to_the_claim(tmp_p
     assert "| sff | lr 0.001 | 0.9000 | 0.7200 ± 0.0283 | 2 | +0.1000 [+0.1000, +0.1000] | +0.2200 [-0.0341, +0.4741] |" in page
     assert "SFF against FF: SFF is worse by 16.1%" in page
     assert "No strategy is better than the zero-shot model" in page
-    assert "Trials still running, nothing tested: lp (1 of 6)." in page
+    assert "Nothing tested yet, trials alone: lp (1 of 6)." in page
+    assert "* in any setting: tfs, lp-ff, noise" in page
     assert (tmp_path / "img" / "evidence.png").stat().st_size > 5_000
 
 
