@@ -69,7 +69,8 @@ def test_a_wheel_compiles_the_native_module_and_carries_the_demo(source, tmp_pat
     assert built.returncode == 0, built.stderr
     (wheel,) = (tmp_path / "wheels").glob("sff_fast-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert sum(name.startswith("sff_fast/_cpu.") for name in names) == 1
+    assert sum(name.startswith("sff_fast/_cpu.") and name.endswith(".so") for name in names) == 1
+    assert {"sff_fast/_cpu.pyi", "sff_fast/py.typed"} <= set(names)
     assert "sff_fast/demo/assets/timer-small/model.safetensors" in names
     assert any(name.endswith(".csv.gz") for name in names)
     assert not any(name.startswith(("tests", "csrc", "benchmarks")) for name in names)
