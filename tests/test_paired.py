@@ -128,6 +128,13 @@ def test_few_seeds_give_their_own_degrees_of_freedom_alone(seeds):
     assert found.degrees == seeds - 1
 
 
+def test_rows_count_as_often_as_windows_begin_there():
+    starts, counts = np.arange(2), np.array([1.0, 3.0])
+    one, other = (WindowSeries(starts, counts, np.array(errors), 1) for errors in ([5.0, 2.0], [1.0, 2.0]))
+    found = Sample.of([0], [1.0], [one], [other])  # over all four windows the difference is (4 + 3 * 0) / 4
+    assert found.over_time.tolist() == [0.5 * (4 - 1), 1.5 * (0 - 1)]
+
+
 def test_other_windows_cannot_be_paired():
     errors = np.ones(500)
     with pytest.raises(ArgumentError, match="runs can be compared only over the same windows"):

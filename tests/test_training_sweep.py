@@ -281,6 +281,11 @@ def test_groups_are_combined_with_all_alphas(data, tmp_path):
         assert point["val_mse"] == [alone.val_mse]
 
 
+def test_a_parameter_in_two_groups_takes_the_alpha_of_the_first():
+    (point,) = make_points(FakeAdapter.tiny(), (0.5,), {"head": 0.3, "head.weight": 0.8})
+    assert point.given == {"head.weight": 0.3, "head.bias": 0.3, "*": 0.5}
+
+
 # ---------------------------------------------------------------------- bad settings
 @pytest.mark.parametrize(
     ("arguments", "message"),

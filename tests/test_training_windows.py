@@ -50,6 +50,15 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
         assert np.array_equal(loaded[name], windows[name])
 
 
+def test_long_series_have_their_places(tmp_path):
+    windows = WindowErrors(20)
+    windows.add(torch.tensor([40_000, 2_000_000_000]), {"mse": torch.ones(2)}, torch.tensor([0, 70_000]))
+    windows.save(tmp_path / "windows" / "test.safetensors")
+    loaded = WindowErrors.load(tmp_path / "windows" / "test.safetensors")
+    assert loaded["start"].tolist() == [40_000, 2_000_000_000]
+    assert loaded["channel"].tolist() == [0, 70_000]
+
+
 def test_a_damaged_file_is_refused_in_one_line(tmp_path):
     windows = WindowErrors(20)
     windows.add(torch.arange(3), {"mse": torch.ones(3)})
