@@ -23,6 +23,7 @@ from sff_fast.cli import options as cli_options
 from sff_fast.cli.app import cli
 from sff_fast.cli.progress import BarProgress, LineProgress, describe, make_progress
 from sff_fast.cli.types import Alpha, Integer, Names, Number, Numbers, Seeds
+from sff_fast.training.output import WRITTEN
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 900
@@ -777,6 +778,7 @@ def test_a_sweep_prints_all_alphas_and_draws_them(tmp_path, data, capsys):
     for words in ("95 % interval", "0.5, head=1", "0.9, head=1", "chosen", "zero-shot", "of 2 alphas, has the lowest", "report:"):
         assert words in text
     assert {"metrics.json", "model", "report.html", "sweep.png", "comparison.png"} <= {path.name for path in out.iterdir()}
+    assert {path.name for path in out.iterdir()} <= set(WRITTEN)  # so that --overwrite removes it
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
     metrics = json.loads((out / "metrics.json").read_text())
     assert [point["groups"] for point in metrics["sweep"]["points"]] == [{"head": 1.0}] * 2

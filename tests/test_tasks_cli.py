@@ -14,6 +14,7 @@ from sff_fast.cli import options as cli_options
 from sff_fast.data import AnomalyData, ImputationData, read_table
 from sff_fast.demo.shipped import weather_path
 from sff_fast.training import evaluate, finetune
+from sff_fast.training.output import WRITTEN
 
 TIMER = ("--family", "timer", "--tiny", "--quiet")
 
@@ -85,6 +86,7 @@ def test_a_run_for_imputation_shows_windows_and_is_replaced_as_a_whole(waves: Pa
     command = ["finetune", *TIMER, "--task", "imputation", "--data", str(waves), "--stride", "40", "--out", str(out)]
     assert main([*command, "--strategy", "lp", "--epochs", "1"]) == 0
     assert (out / "imputation.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in out.iterdir()} <= set(WRITTEN)  # so that --overwrite removes it
     page = (out / "report.html").read_text()
     assert "Imputation on the test part" in page
     assert "patches of 24 hidden at a rate of 0.25" in page

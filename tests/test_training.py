@@ -23,6 +23,7 @@ from sff_fast.errors import ArgumentError, CheckpointError, DataError, OutputErr
 from sff_fast.training import evaluate, finetune, forecast
 from sff_fast.training.identity import differences
 from sff_fast.training.log import finite
+from sff_fast.training.output import WRITTEN
 from sff_fast.training.weights import load_weights
 
 loop = importlib.import_module("sff_fast.training.loop")
@@ -425,6 +426,7 @@ def test_the_output_folder_holds_what_the_design_says(data, tmp_path):
     out = tmp_path / "run"
     result = finetune(FakeAdapter.tiny(), data, "lp", epochs=2, batch_size=10, out=out)
     assert sorted(path.name for path in out.iterdir()) == ["log.jsonl", "metrics.json", "model", "state", "windows"]
+    assert {path.name for path in out.iterdir()} <= set(WRITTEN)  # so that overwrite removes it
     metrics = json.loads((out / "metrics.json").read_text())
     assert {
         "sff_fast",
