@@ -45,7 +45,7 @@ lint: setup .venv/.lint  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 tidy: setup .venv/.lint  ## clang-tidy over the native code (minutes)
 	$(BIN)/cmake -S . -B build/tidy -DSFF_NATIVE_TESTS=ON -DCMAKE_EXPORT_COMPILE_COMMANDS=ON >/dev/null
