@@ -21,13 +21,17 @@ LEAST = ("limit", "not smoothed")
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved(contenders: Mapping[str, Callable[[], object]], runs: int, warmup: int = 1) -> dict[str, list[float]]:
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], runs: int, warmup: int = 1, before: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
     """Seconds of every contender, taken in turn so that a drift of the machine's speed hits all alike.
 
     Args:
         contenders: Name to function without arguments.
         runs: Counted rounds.
         warmup: Rounds that are not counted, first.
+        before: Called before each contender, not timed: what one leaves behind (a heap given back, a cold cache) must not be
+            another one's cost. Default: nothing.
 
     Returns:
         Name to seconds, one a round, in order.
@@ -35,6 +39,7 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], runs: int, warmu
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warmup + runs):
         for name, function in contenders.items():
+            before()
             begin = time.perf_counter()
             function()
             if turn >= warmup:
