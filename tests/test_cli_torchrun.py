@@ -37,7 +37,7 @@ def test_two_processes_write_one_run_that_one_process_shows(tmp_path, options):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Ship ") == 1  # the table and the verdict come from one process
     assert sorted(path.name for path in (tmp_path / "two").iterdir() if path.suffix != ".png") == [
-        *("log.jsonl", "metrics.json", "model", "report.html", "state")
+        *("log.jsonl", "metrics.json", "model", "report.html", "state", "windows")
     ]
     alone = call(*ONE, "finetune", *options, "--strategy", "ff", "--out", str(tmp_path / "one"))
     assert alone.returncode == 0, alone.stderr
