@@ -68,9 +68,8 @@ def _panel(
 ) -> Panel:
     values = [mean for _, mean, _ in curve]
     words = {"val_mse": "validation MSE", "test_mse": "test MSE"}[key]
-    span = max([*values, *(v for n, v in lines.items() if n != "tfs")]) - min(
-        [*values, *(v for n, v in lines.items() if n != "tfs")]
-    )
+    near = [*values, *(v for name, v in lines.items() if name != "tfs")]
+    span = max(near) - min(near)
     # Training from scratch may lie far above: then the line is left out of the picture and named in the text.
     shown = {name: v for name, v in lines.items() if name != "tfs" or abs(v - values[0]) <= 3 * max(span, 1e-12)}
 
