@@ -72,10 +72,14 @@ def compile_kernels(architecture: str, kind: str, source: Path = SOURCE) -> tupl
     return out, said.read_text()
 
 
-def kernel_name(mangled: str) -> tuple[str, bool, bool]:
-    """dtype, stochastic and truncated of a kernel from its symbol."""
-    found = re.search(r"smooth_kernelI(?:N\w+6device\d+(B?Float16)E|([fd]))Lb([01])ELb([01])E", mangled)
-    return NAMES[found[1] or found[2]], found[3] == "1", found[4] == "1"
+VARIANTS = ("plain", "truncated", "shifted")
+"""Of the kernels of smoothing, as ``sff::Variant`` counts them."""
+
+
+def kernel_name(mangled: str) -> tuple[str, bool, str]:
+    """dtype, stochastic and variant of a kernel from its symbol."""
+    found = re.search(r"smooth_kernelI(?:N\w+6device\d+(B?Float16)E|([fd]))Lb([01])ELi([012])E", mangled)
+    return NAMES[found[1] or found[2]], found[3] == "1", VARIANTS[int(found[4])]
 
 
 _ADAMW = re.compile(r"adamw_kernelI(f|N\w*?8BFloat16E|N\w*?7Float16E)(f|S\d*_|N\w*?8BFloat16E|N\w*?4Int8E)Lb([01])ELi([012])E")

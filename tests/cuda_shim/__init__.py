@@ -75,6 +75,11 @@ class Shim:
         self._library.sff_shim_chunks(pointer, count, largest, chunks.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(size))
         return chunks
 
+    def variant(self, packed: np.ndarray, largest: int) -> int:
+        """The variant of the kernel that the first bucket takes, as ``sff::Variant`` counts them."""
+        count = ctypes.c_int64(packed.nbytes // table.TASK_DTYPE.itemsize)
+        return self._library.sff_shim_variant(packed.ctypes.data_as(ctypes.c_void_p), count, largest, 0)
+
     def arguments(self, packed: np.ndarray, largest: int, index: int, chunks: np.ndarray) -> bytes:
         """The kernel's argument for bucket ``index``, with the tables where the arrays lie."""
         count = ctypes.c_int64(packed.nbytes // table.TASK_DTYPE.itemsize)
