@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cuda_shim import files_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "csrc" / "cuda" / "smooth.cu"
@@ -43,7 +44,7 @@ def _cached(source: Path, what: str) -> Path:
     """Where the result of compiling a source goes: a name that changes with every file and flag that it depends on."""
     version = subprocess.run([tool("nvcc"), "--version"], capture_output=True, text=True, check=True).stdout
     digest = hashlib.blake2b(" ".join([version, what, *flags()]).encode(), digest_size=12)
-    for path in sorted([*source.parent.glob("*"), *(source.parent.parent / "core").glob("*.h")]):
+    for path in (path for path in files_of([source], "-DSHIM_WARPS") if "csrc" in path.parts):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return CACHE / f"{source.stem}-{digest.hexdigest()}-{what.replace(' ', '-')}"
 

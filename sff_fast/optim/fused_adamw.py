@@ -396,8 +396,8 @@ class FusedAdamW(torch.optim.Optimizer):
         for bucket, active, grads in work:
             if not kernels.captures(bucket.home):
                 raise ArgumentError(
-                    f"capturable=True: expected parameters on GPUs that the CUDA kernels run on, got parameter {bucket.labels[0]} "
-                    f"on {bucket.home}: use capturable=False"
+                    f"capturable=True: expected parameters on GPUs that the CUDA kernels run on, got parameter "
+                    f"{bucket.labels[0]} on {bucket.home}: use capturable=False"
                 )
             rows.setdefault(bucket.device, []).append(bucket.resident_tasks(active, grads, self._decoupled))
         if self.max_norm is not None and (len(rows) > 1 or any(bucket.layout is not None for bucket, *_ in work)):
