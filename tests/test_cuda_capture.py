@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import copy
 import math
-import types
 from fractions import Fraction
 
 import numpy as np
 import optim_cases as cases
 import pytest
 import torch
-from cuda_shim.module import load
+from cuda_shim.device import Graph, as_gpu
 
 from sff_fast.backends import cuda
 from sff_fast.errors import ArgumentError, BackendError
@@ -25,48 +24,12 @@ from sff_fast.optim.task import ADAMW_DTYPE, OPTIONS_DTYPE, powers, set_coeffici
 SIZES = ((1,), (7,), (0,), (257,), (16, 64))
 
 
-class Graph:
-    """Launches in order."""
-
-    def __init__(self) -> None:
-        self.launches: list[tuple[object, tuple[object, ...]]] = []
-        self.capturing = False
-
-    def call(self, function, *arguments: object) -> None:
-        if self.capturing:
-            self.launches.append((function, tuple(x.copy() if isinstance(x, np.ndarray) else x for x in arguments)))
-        else:
-            function(*arguments)
-
-    def __enter__(self) -> None:
-        self.capturing = True
-
-    def __exit__(self, *error: object) -> None:
-        self.capturing = False
-
-    def replay(self) -> None:
-        for function, arguments in self.launches:
-            function(*arguments)
-
-    def names(self) -> list[str]:
-        return [function.__name__ for function, _ in self.launches]
-
-
 @pytest.fixture
 def graph(monkeypatch):
-    """The CPU as a GPU, and the graph that is captured on it."""
-    made = Graph()
-    monkeypatch.setattr(cuda, "_cuda", load())
-    monkeypatch.setattr(cuda, "index", lambda device: 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: made.capturing)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=0))
+    """A graph that is captured on the CPU in a GPU's place."""
+    as_gpu(monkeypatch)
     monkeypatch.setattr(torch.Tensor, "pin_memory", None)  # nothing of a step comes through the host's memory
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
-    monkeypatch.setattr(optim_cuda, "_plans", type(optim_cuda._plans)())
-    monkeypatch.setattr(optim_cuda.Plan, "_call", lambda plan, function, *arguments: made.call(function, *arguments))
-    monkeypatch.setattr(kernels, "captures", lambda device: True)
-    return made
+    return Graph()
 
 
 def _gradients(params, step: int) -> None:
@@ -219,21 +182,19 @@ def test_two_graphs_of_one_optimizer_do_not_share_what_changes(graph):
     graphs = []
     for step in range(2):  # a step of its own before each capture
         for p in params:
-            p.grad = torch.zeros_like(p)
+            p.grad = None
         cases.give_gradients(params, step)
         optimizer.step()
         for p in params:
             p.grad = torch.zeros_like(p)
-        with graph:
+        graphs.append((Graph(), [p.grad for p in params]))
+        with graphs[-1][0]:
             optimizer.step()
-        graphs.append((graph.launches, [p.grad for p in params]))
-        graph.launches = []
-    for step, (launches, grads) in zip((2, 3), reversed(graphs)):
+    for step, (made, grads) in zip((2, 3), reversed(graphs)):
         for p, grad in zip(params, grads):
             p.grad = grad
         _gradients(params, step)
-        graph.launches = launches
-        graph.replay()
+        made.replay()
     cases.assert_equal_bits(cases.everything(optimizer, params), expected)
 
 
@@ -294,9 +255,7 @@ def test_what_does_not_go_with_it_is_refused_by_name(graph, monkeypatch):
             FusedAdamW(params, capturable=True, **options)
     with pytest.raises(ArgumentError, match=r"capturable must be the same in all groups, got both"):
         FusedAdamW([{"params": params[:1], "capturable": True}, {"params": params[1:]}])
-    with pytest.raises(
-        ArgumentError, match=r"lr with capturable=True must be .* got torch.bfloat16 on cpu"
-    ):
+    with pytest.raises(ArgumentError, match=r"lr with capturable=True must be .* got torch.bfloat16 on cpu"):
         FusedAdamW(params, lr=torch.tensor(1e-3, dtype=torch.bfloat16), capturable=True)
     monkeypatch.setattr(kernels, "captures", lambda device: False)
     optimizer = FusedAdamW(params, capturable=True)
