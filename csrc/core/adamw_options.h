@@ -13,9 +13,9 @@ enum RateType : int32_t { kRateNumber = 0, kRateFloat32 = 1, kRateFloat64 = 2 };
 
 // Of one parameter. Plain data; its layout is mirrored by sff_fast/optim/task.py (OPTIONS_DTYPE).
 struct AdamWOptions {
-    uint64_t step;       // address of the number of steps so far, fp32
-    uint64_t lr;         // address of the learning rate, of rate_type, or 0
-    double lr_number;    // the learning rate where rate_type is kRateNumber
+    uint64_t step;     // address of the number of steps so far, fp32
+    uint64_t lr;       // address of the learning rate, of rate_type, or 0
+    double lr_number;  // the learning rate where rate_type is kRateNumber
     double beta1, beta2, eps, weight_decay;
     uint64_t seed;
     int32_t rate_type;

@@ -125,7 +125,8 @@ Chunks cut_into_chunks(const Task* tasks, int64_t count, int32_t largest) {
         if (has_runs(t, elements)) {
             add_runs(t, i, largest, result.chunks);
             const auto shifted = [&](const Chunk& c) { return is_shifted(t, c); };
-            if (std::any_of(result.chunks.begin() + static_cast<ptrdiff_t>(before_it), result.chunks.end(), shifted)) variant = kShifted;
+            if (std::any_of(result.chunks.begin() + static_cast<ptrdiff_t>(before_it), result.chunks.end(), shifted))
+                variant = kShifted;
         } else {
             add_scattered(i, elements, largest, result.chunks);
         }
