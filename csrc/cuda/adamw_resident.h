@@ -4,7 +4,7 @@
 
 #include <cuda_runtime.h>
 
-#include "../core/adamw_options.h"
+#include "adamw_options.h"
 #include "global.h"
 
 namespace sff {

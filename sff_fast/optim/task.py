@@ -32,7 +32,7 @@ OPTIONS_DTYPE = np.dtype(
     + [(name, "<f8") for name in ("beta1", "beta2", "eps", "weight_decay")]
     + [("seed", "<u8"), ("rate_type", "<i4"), ("maximize", "<u4"), ("decoupled", "<u4"), ("reserved", "<u4")]
 )
-"""Options of a parameter whose steps are counted on its device: the layout of ``AdamWOptions`` in csrc/core/adamw_options.h."""
+"""Options of a parameter whose steps are counted on its device: the layout of ``AdamWOptions`` in csrc/cuda/adamw_options.h."""
 
 RATE_TYPES = {torch.float32: 1, torch.float64: 2}
 """Of a learning rate that lies on the device, by its dtype; 0 is a number."""
@@ -41,7 +41,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def powers(base: float, count: np.ndarray) -> np.ndarray:
-    """``base ** count`` by squaring, float64: the same bits on every machine, and as csrc/core/adamw_options.h has them.
+    """``base ** count`` by squaring, float64: the same bits on every machine, and as csrc/cuda/adamw_options.h has them.
 
     A library's pow gives bits of its own. Of the result at most (2 * count + 1) * 2**-53 are wrong; of 1 - base ** count, which
     is what counts, 2 / (1 - base) * 2**-53 and the rounding of the difference.

@@ -4,8 +4,8 @@
 // only +, -, * , / and the square root are used. A library's pow promises no bits, so that powers are products.
 #pragma once
 
-#include "adamw_task.h"
-#include "scalar.h"
+#include "../core/adamw_task.h"
+#include "../core/scalar.h"
 
 namespace sff {
 
