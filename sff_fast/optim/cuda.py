@@ -118,7 +118,8 @@ class Plan:
         numbers = (grad_scale, max_norm, clipped.data_ptr())
         addresses = (tasks.data_ptr(), self._image.data_ptr(), sums.data_ptr())
         self._call(self._plan.clip, *addresses, *numbers, cuda.index(self.device), stream.cuda_stream, _address(loss_scale))
-        self._record(self._image, stream)
+        for tensor in (self._image, sums, clipped):
+            self._record(tensor, stream)
         return clipped[:8].view(torch.float64)[0], clipped[8:12].view(torch.float32)[0]
 
     @staticmethod

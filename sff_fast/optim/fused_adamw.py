@@ -147,7 +147,7 @@ class FusedAdamW(torch.optim.Optimizer):
             raise ArgumentError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
         self.max_norm, self.clip = max_norm, clip
         self.release_gradients, self.bucket_bytes, self.offload = release_gradients, bucket_bytes, offload
-        self._expect_captures([{"capturable": capturable, "lr": lr, "params": ()}])
+        self._expect_captures([{"capturable": capturable, "lr": 0.0, "params": ()}])
         self._grad_norm: float | torch.Tensor | None = None  # global, of the last step, where max_norm bounds it
         self._forget_buckets()
         super().__init__(params, defaults)
