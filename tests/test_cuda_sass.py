@@ -54,10 +54,9 @@ def test_nothing_is_spilled_and_no_stack_is_used(compiled):
 def test_registers_leave_three_quarters_of_the_threads_and_half_at_least(compiled):
     _, found, _ = compiled
     for (dtype, stochastic, variant), kernel in found.items():
-        wide = dtype == "float64"
-        most, share = (48, 0.625) if variant == "truncated" or wide else (40, 0.75)
-        if stochastic or variant == "shifted" or (variant == "truncated" and wide):
-            most, share = (80, 0.375) if stochastic and variant != "plain" else (64, 0.5)
+        most, share = (48, 0.625) if variant == "truncated" else (40, 0.75)
+        if stochastic or variant == "shifted":
+            most, share = (80, 0.375) if stochastic and variant == "shifted" else (64, 0.5)
         assert kernel["registers"] <= most, (dtype, stochastic, variant)
         granted = -(-kernel["registers"] // 8) * 8
         blocks = REGISTERS_A_MULTIPROCESSOR // (granted * 256)

@@ -254,16 +254,12 @@ __device__ void do_scattered(const Launch& launch, const Task& task, uint64_t at
 }
 
 // Blocks of a multiprocessor that the registers are cut for: 75 % of its threads; five eighths with truncated normals among the
-// draws, and for fp64, whose units are twice as wide; half for both of these and for stochastic rounding, three eighths for that with
-// truncated normals and for that with exchange; half with exchange elsewhere. With fewer registers each would spill.
-template <class T, bool Stochastic, int Variant>
-constexpr int kResident = Variant == kShifted     ? (Stochastic ? 3 : 4)
-                          : Stochastic            ? (Variant == kTruncated ? 3 : 4)
-                          : Variant == kTruncated ? (sizeof(T) == 8 ? 4 : 5)
-                                                  : (sizeof(T) == 8 ? 5 : 6);
+// draws; half for stochastic rounding and where numbers are exchanged, three eighths for both. With fewer each would spill.
+template <bool Stochastic, int Variant>
+constexpr int kResident = Variant == kShifted ? (Stochastic ? 3 : 4) : Stochastic ? 4 : Variant == kTruncated ? 5 : 6;
 
 template <class T, bool Stochastic, int Variant>
-__global__ void __launch_bounds__(kThreads, (kResident<T, Stochastic, Variant>)) smooth_kernel(const Launch launch) {
+__global__ void __launch_bounds__(kThreads, (kResident<Stochastic, Variant>)) smooth_kernel(const Launch launch) {
     for (uint32_t c = blockIdx.x; c < launch.count; c += gridDim.x) {
         const Chunk& chunk = launch.chunks[c];
         if (chunk.task >= 0) {
