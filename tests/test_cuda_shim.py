@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import subprocess
 
 import numpy as np
 import pytest
 import torch
-from cuda_shim import HERE, Shim, build
+from cuda_shim import HERE, Shim, build, run_sanitized
 from kernels import DISTRIBUTIONS, DTYPES, bits, tasks_for, weights, whole
 
 from sff_fast import table
@@ -189,14 +188,5 @@ def test_chunks_cover_every_element_once_and_begin_at_cache_lines(shim):
     assert len(inner) == len(chunks) - 2, "the counter's wrap is the only other cut"
 
 
-@pytest.mark.slow
-def test_the_kernels_are_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path):
-    from cuda_shim import FLAGS, SANITIZERS
-
-    program = tmp_path / "sanitize"
-    command = ["g++", *FLAGS, "-O1", *SANITIZERS, f"-I{HERE}", str(HERE / "sanitize.cpp"), "-o", str(program)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "clean\n"
+def test_the_kernels_are_clean_under_address_and_undefined_behaviour_sanitizers():
+    run_sanitized(HERE / "sanitize.cpp")

@@ -34,17 +34,18 @@ def files_of(sources: Sequence[Path], *options: str) -> list[Path]:
 def build(
     sources: Sequence[Path] = (HERE / "shim.cpp",), options: Sequence[str] = ("-O1", "-Werror"), suffix: str = ".so"
 ) -> Path:
-    """Compile sources (with the unmodified kernels in them) as a library, or take what an earlier run compiled.
+    """Compile sources (with the unmodified kernels in them), or take what an earlier run compiled.
 
     Args:
         sources: What is compiled, as C++. Default: the kernels of smoothing.
         options: Of the compiler. Default -O1: the loops are run over small sizes, so that compiling is most of the time.
-        suffix: How the library's name ends.
+        suffix: How the library's name ends; empty: a program is made.
 
     Returns:
-        The library's path, in a folder of its own.
+        The path, in a folder of its own.
     """
-    command = ["g++", *FLAGS, *options, "-shared", "-fPIC", f"-I{HERE}", "-x", "c++", *map(str, sources)]
+    kind = ("-shared", "-fPIC") if suffix else ()
+    command = ["g++", *FLAGS, *options, *kind, f"-I{HERE}", "-x", "c++", *map(str, sources)]
     digest = hashlib.blake2b(" ".join(command).encode(), digest_size=12)
     for path in files_of(sources, *(option for option in options if option.startswith(("-I", "-D")))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -55,6 +56,13 @@ def build(
         subprocess.run([*command, "-o", str(made)], check=True)
         made.replace(library)  # whole or not at all
     return library
+
+
+def run_sanitized(source: Path) -> None:
+    """Build a program with AddressSanitizer and UndefinedBehaviorSanitizer, and expect it to find nothing."""
+    done = subprocess.run([str(build([source], ("-O0", *SANITIZERS), ""))], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "clean\n"
 
 
 class Shim:
