@@ -11,7 +11,7 @@ from typing import Any
 from sff_fast import tasks
 from sff_fast.data import AnomalyData, ForecastData
 from sff_fast.errors import ArgumentError, CheckpointError, require
-from sff_fast.files import read_json, write_json
+from sff_fast.files import make_directory, read_json, write_json
 from sff_fast.landscapes.centres import Centre, make_centres, weights_hash
 from sff_fast.landscapes.curvature import NoHessian, curvature
 from sff_fast.landscapes.directions import Plane
@@ -23,7 +23,7 @@ from sff_fast.training.config import resolve_device
 from sff_fast.training.identity import check_identity, identity_of
 from sff_fast.training.interrupts import Interrupted, StopRequest, stop_requests
 from sff_fast.training.log import as_json
-from sff_fast.training.output import begin_output, check_output
+from sff_fast.training.output import alone_in_output, begin_output, check_output
 from sff_fast.training.progress import Progress, Silent
 from sff_fast.training.runtime import peak_memory, reset_peak_memory
 from sff_fast.version import __version__
@@ -32,6 +32,7 @@ GRIDS = (5, 1001)
 """Fewest and most points along a direction; with fewer none would be nearby."""
 
 
+@alone_in_output
 def landscape(
     make_adapter: Callable[[], Any],
     data: ForecastData | AnomalyData,
@@ -126,7 +127,7 @@ def landscape(
         return _finished(folder, description)
     if folder is not None:
         begin_output(folder, overwrite)
-        (folder / "state").mkdir(exist_ok=True)
+        make_directory(folder / "state")
     rows = Rows(None if folder is None else folder / "state", identity_of(description))
     reset_peak_memory(device)
     with stop_requests() as stop:
