@@ -7,6 +7,7 @@ import json
 import math
 import re
 import signal
+import sys
 import weakref
 
 import numpy as np
@@ -356,8 +357,9 @@ def test_an_error_that_has_nothing_to_do_with_derivatives_is_not_swallowed():
         curvature(objective, probes=1, seed=0)
 
 
-def test_without_scipy_one_line_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "scipy.sparse.linalg", None)
+@pytest.mark.parametrize("module", ["scipy.sparse.linalg", "hessian_eigenthings"])
+def test_without_a_package_of_the_hessian_one_line_says_how_to_get_it(monkeypatch, tmp_path, module):
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingPackageError, match=re.escape("pip install 'sff_fast[landscape]'")):
         sff_fast.landscape(BowlAdapter.tiny, make_data(), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

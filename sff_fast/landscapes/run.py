@@ -10,10 +10,10 @@ from typing import Any
 
 from sff_fast import tasks
 from sff_fast.data import AnomalyData, ForecastData
-from sff_fast.errors import ArgumentError, CheckpointError, require
+from sff_fast.errors import ArgumentError, CheckpointError
 from sff_fast.files import make_directory, read_json, write_json
 from sff_fast.landscapes.centres import Centre, make_centres, weights_hash
-from sff_fast.landscapes.curvature import NoHessian, curvature
+from sff_fast.landscapes.curvature import NoHessian, curvature, packages
 from sff_fast.landscapes.directions import Plane
 from sff_fast.landscapes.objective import Objective, choose_windows
 from sff_fast.landscapes.result import LandscapeResult, lowest, rise, verdict, write_csv
@@ -91,7 +91,7 @@ def landscape(
     Raises:
         ArgumentError: A setting is not allowed, or the model cannot be moved.
         CheckpointError: ``resume`` was given, and ``out`` holds something else.
-        MissingPackageError: scipy is needed for the Hessian and not installed.
+        MissingPackageError: scipy or hessian-eigenthings is needed for the Hessian and not installed.
         OutputError: ``out`` cannot be used.
         PlanError: The model cannot be smoothed.
 
@@ -100,7 +100,7 @@ def landscape(
     _check(make_adapter, grid, span, windows, batch_size, probes)
     seed = check_seed(seed)
     if hessian:
-        require("scipy.sparse.linalg", "landscape", "scipy")
+        packages()
     device = resolve_device(device)
     adapter = make_adapter()
     alpha = adapter.default_alpha if alpha is None else alpha
