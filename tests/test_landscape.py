@@ -19,7 +19,7 @@ from training_fakes import FakeAdapter, StopAt, make_data, make_table, quick, st
 
 import sff_fast
 from sff_fast import adapters
-from sff_fast.data import ForecastData
+from sff_fast.data import AnomalyData, ForecastData, ImputationData
 from sff_fast.errors import ArgumentError, CheckpointError, MissingPackageError, OutputError
 from sff_fast.landscapes import Plane, directions
 from sff_fast.landscapes.centres import weights_hash
@@ -590,6 +590,19 @@ def test_tuned_models_of_one_name_are_told_apart(tmp_path, registered):
 def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, options, message):
     with pytest.raises(ArgumentError, match=message):
         sff_fast.landscape(FakeAdapter.tiny, make_data(), out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_do_the_task_of_the_data_is_refused_before_anything_is_written(tmp_path):
+    table = make_table(900)
+    masked = ImputationData(table, "0.4,0.3,0.3", 96, channel_independent=False)
+    with pytest.raises(ArgumentError, match="ttm cannot do imputation: it can do forecast"):
+        sff_fast.landscape(lambda: adapters.tiny("ttm"), masked, out=tmp_path / "out")
+    series = AnomalyData(table, 600, (700, 710), 192, segment_length=24)
+    with pytest.raises(ArgumentError, match="segment_length must be at least 96 for this timer model"):
+        sff_fast.landscape(lambda: adapters.tiny("timer"), series, out=tmp_path / "out")
+    with pytest.raises(ArgumentError, match="context"):
+        sff_fast.landscape(lambda: adapters.tiny("timer"), ForecastData(table, "0.4,0.3,0.3", 95, 24), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
