@@ -44,8 +44,8 @@ _SWEPT = (
     "lines were tested, once."
 )
 _COMPARED = (
-    "Bands are one standard deviation over seeds. The ring marks the choice, which validation alone makes. The test errors of "
-    "other alphas say how much the choice matters, and are no reason for another one."
+    "Means over seeds with 95 % intervals. The ring marks the choice, which validation alone makes. The test errors of other "
+    "alphas say how much the choice matters, and are no reason for another one."
 )
 
 
