@@ -60,8 +60,8 @@ def test_seeds_and_windows_make_a_sentence_with_intervals():
     assert metrics["verdict"] == (
         "Ship none of the tuned models: zero-shot has the lowest validation MSE (0.5000; the best tuned one is sff (alpha 0.9) "
         "with mean 0.5400). On the test part sff (alpha 0.9) has a mean MSE of 0.4201 against zero-shot's 0.4000; "
-        "sff (alpha 0.9) lowers the test MSE by 4.5 % [4.5, 4.6] over ff; both are worse than zero-shot, by 5.0 % [5.0, 5.1] and "
-        "10.0 % [9.9, 10.1]. The 95 % intervals are over 5 seeds and 20 blocks of windows, corrected for 3 comparisons."
+        "sff (alpha 0.9) lowers the test MSE by 4.5 % [4.5, 4.6] over ff; both are worse than zero-shot, by 5.0 % [4.9, 5.1] and "
+        "10.0 % [9.9, 10.2]. The 95 % intervals are over 5 seeds and 8 blocks of windows, corrected for 3 comparisons."
     )
     one = metrics["comparisons"][0]
     assert (one["a"], one["b"], one["covers"], one["better"]) == ("sff", "ff", "seeds and windows", 5)
@@ -76,7 +76,7 @@ def test_one_seed_with_windows_speaks_of_the_windows_alone():
     assert (one["ci_low"], one["ci_high"], one["covers"], one["effect_size"]) == (None, None, "windows", None)
     assert 0 < one["windows_ci_low"] < one["difference"] < one["windows_ci_high"]
     assert metrics["verdict"].endswith(
-        "ff raises the test MSE by 5.0 % [4.7, 5.3] over zero-shot. The 95 % intervals are over windows alone: "
+        "ff raises the test MSE by 5.0 % [4.6, 5.4] over zero-shot. The 95 % intervals are over windows alone: "
         "one seed cannot tell that from seed noise."
     )
 
@@ -142,7 +142,7 @@ def test_a_zero_shot_model_that_is_not_finite_loses():
     assert text.startswith("Ship ff: it has the lowest validation MSE (0.4000, zero-shot not finite).")
 
 
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 8, 9, 29, 30, 100])
+@pytest.mark.parametrize("degrees", [1, 1.5, 2, 2.06, 3, 4.99, 9, 36.25, 100, 1e4])
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
 def test_student_quantiles_equal_scipys(degrees, level):
     # Both solve the same equation in double precision; tan near pi/2 costs a few digits at one degree of freedom.

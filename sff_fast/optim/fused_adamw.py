@@ -19,6 +19,7 @@ from sff_fast.resident import keep_few_kernels
 from . import kernels, reference, shards
 from .buckets import Bucket, make_buckets
 from .capture import Resident
+from .flat import Homes
 from .offload import OffloadedBucket, Pipe
 from .options import check_capturable, check_clipping, check_options
 from .release import GradientRelease
@@ -32,7 +33,7 @@ OPTIMIZERS: weakref.WeakValueDictionary[int, FusedAdamW] = weakref.WeakValueDict
 """Living optimizers by the number under which compiled functions know them."""
 
 _handles = itertools.count()
-_OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes", "offload")
+_OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes", "offload", "flat_parameters")
 
 
 Part = tuple[Bucket, np.ndarray, list[torch.Tensor], np.ndarray]
@@ -93,9 +94,12 @@ class FusedAdamW(torch.optim.Optimizer):
         bucket_bytes: Bytes of parameters a bucket holds. Default 32 MiB.
         offload: Keep the states and a copy of the parameters in the CPU's memory and step there, for parameters on CUDA
             devices; the copies overlap with the steps. Default False.
+        flat_parameters: Move the parameters of each bucket into one stretch of memory (``p.data = ...``), when the optimizer
+            is made and with at most one bucket of extra memory. Those whose memory somebody else holds stay, which is said;
+            one that is moved away later is followed. Default False: all stay where they are.
 
-    Every option but ``max_norm``, ``clip``, ``release_gradients``, ``bucket_bytes`` and ``offload`` may differ from group to
-    group.
+    Every option but ``max_norm``, ``clip``, ``release_gradients``, ``bucket_bytes``, ``offload`` and ``flat_parameters`` may
+    differ from group to group.
 
     Raises:
         ArgumentError: An option or a parameter is not what it must be.
@@ -127,6 +131,7 @@ class FusedAdamW(torch.optim.Optimizer):
         clip: str = "global",
         bucket_bytes: int = BUCKET_BYTES,
         offload: bool = False,
+        flat_parameters: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -148,9 +153,12 @@ class FusedAdamW(torch.optim.Optimizer):
         self.max_norm, self.clip = max_norm, clip
         self.release_gradients, self.bucket_bytes, self.offload = release_gradients, bucket_bytes, offload
         self._expect_captures([{"capturable": capturable, "lr": 0.0, "params": ()}])
+        self.flat_parameters = flat_parameters
         self._grad_norm: float | torch.Tensor | None = None  # global, of the last step, where max_norm bounds it
         self._forget_buckets()
         super().__init__(params, defaults)
+        if flat_parameters:
+            self._buckets()
         if release_gradients:
             keep_few_kernels()
             self._release_now()
@@ -204,6 +212,7 @@ class FusedAdamW(torch.optim.Optimizer):
         self._release: GradientRelease | None = None
         self._pipes: dict[torch.device, Pipe] = {}
         self._residents: dict[torch.device, Resident] = {}
+        self._homes = Homes()
         self._measured = False  # whether grad_norm is that of the gradients to come
 
     def _release_now(self) -> None:
@@ -221,7 +230,9 @@ class FusedAdamW(torch.optim.Optimizer):
             known = self._bucketed[k] if k < len(self._bucketed) else None
             if known is None or not self._fits(known, group):
                 names = group.get("param_names") or [str(number + i) for i in range(len(params))]
-                buckets = make_buckets(group, names, self.bucket_bytes, OffloadedBucket if self.offload else Bucket)
+                kind = OffloadedBucket if self.offload else Bucket
+                move = self._homes.move_in if self.flat_parameters else None
+                buckets = make_buckets(group, names, self.bucket_bytes, kind, move)
                 for bucket in buckets:
                     for i, p in enumerate(bucket.params):
                         if self.state.get(p):
@@ -231,6 +242,7 @@ class FusedAdamW(torch.optim.Optimizer):
             result += known[2]
             number += len(params)
         del self._bucketed[len(self.param_groups) :]
+        self._homes.say()
         return result
 
     @staticmethod

@@ -35,6 +35,22 @@ def command_line(arguments: Sequence[str]) -> str:
     return shlex.join(["sff-fast", *arguments])
 
 
+def window_in_words(data: Mapping[str, Any]) -> str:
+    """What a window is.
+
+    Args:
+        data: The ``data`` of a ``metrics.json``.
+    """
+    length = data["context_length"]
+    task = data.get("task", "forecast")
+    if task == "imputation":
+        rates = ", ".join(f"{rate:.4g}" for rate in data["mask_rates"])
+        return f"windows of {length} steps, patches of {data['patch_length']} hidden at a rate of {rates}"
+    if task == "anomaly":
+        return f"windows of {length} steps, segments of {data['segment_length']}"
+    return f"{length} steps of context, {data['prediction_length']} steps ahead"
+
+
 def facts(metrics: Mapping[str, Any], **more: Any) -> list[tuple[str, str]]:
     """What the provenance section lists, as name and text.
 
