@@ -98,8 +98,8 @@ class FusedAdamW(torch.optim.Optimizer):
             is made and with at most one bucket of extra memory. Those whose memory somebody else holds stay, which is said;
             one that is moved away later is followed. Default False: all stay where they are.
 
-    Every option but ``max_norm``, ``clip``, ``release_gradients``, ``bucket_bytes``, ``offload`` and ``flat_parameters`` may
-    differ from group to group.
+    Every option but ``max_norm``, ``clip``, ``release_gradients``, ``bucket_bytes``, ``offload``, ``flat_parameters`` and
+    ``capturable`` may differ from group to group.
 
     Raises:
         ArgumentError: An option or a parameter is not what it must be.
