@@ -207,13 +207,20 @@ FAULTS = {
     "chunks left out": (KERNEL, "c < launch.count; c += gridDim.x", "c < launch.count; c += 2 * gridDim.x", 0),
 }
 """File, text, what takes its place, and elements ahead in memory."""
+EXCHANGE_FAULTS = {
+    "from the wrong thread": (KERNEL, "__shfl_down_sync(kAllLanes, mine[i], 1)", "__shfl_down_sync(kAllLanes, mine[i], 2)", None),
+    "a warp's last thread stores": (KERNEL, "(lane < kWarp - 1 && at < end)", "(at < end)", "race: "),
+    "threads leave before their warp": (KERNEL, "at - lane * width < end; at += step", "at < end; at += step", "lanes of a warp"),
+    "a draw too far": (UNIT, "(phase & 1) != 0 ? all[i + 1] : all[i];\n}\n\n// Moves", "all[i + 1];\n}\n\n// Moves", None),
+}
+"""File, text, what takes its place, and what the interpreter says of it; None: only the bits differ."""
 
 
-def _fp32_alone(text: str) -> str:
-    """The kernels' source with fp32 uniform and normal as the only kernel, which compiles in a moment."""
+def _fp32_alone(text: str, variant: str = "kPlain") -> str:
+    """The kernels' source with one fp32 kernel as the only one, which compiles in a moment."""
     begin = text.index("    const bool stochastic = bucket.rounding")
     end = text.index("}  // namespace\n\ncudaError_t has_kernel")
-    return text[:begin] + "    return bucket.count < 0 ? nullptr : smooth_kernel<float, false, kPlain>;\n}\n\n" + text[end:]
+    return text[:begin] + f"    return bucket.count < 0 ? nullptr : smooth_kernel<float, false, {variant}>;\n}}\n\n" + text[end:]
 
 
 @pytest.mark.parametrize("fault", [None, *FAULTS])
@@ -234,6 +241,25 @@ def test_every_planted_fault_is_seen_and_the_kernel_without_one_passes(shim, tmp
             run(shim, kernel, tasks)
         return
     run(shim, kernel, tasks)
+    assert torch.equal(got, expected) == (fault is None)
+
+
+@pytest.mark.parametrize("fault", [None, *EXCHANGE_FAULTS])
+def test_every_planted_fault_of_the_exchange_is_seen(shim, tmp_path, fault):
+    name, old, new, said = EXCHANGE_FAULTS[fault] if fault else (UNIT, "#pragma once", "#pragma once", None)
+    source = planted(tmp_path, {name: (old, new)}) / "smooth.cu"
+    source.write_text(_fp32_alone(source.read_text(), "kShifted"))
+    path, _ = compile_kernels("sm_90", "ptx", source)
+    (kernel,) = kernels(path.read_text()).values()
+    before = weights(4 * 40, torch.float32)  # more vectors than a warp has threads
+    expected, got = before.clone(), before.clone()
+    reference.run(tasks_for(expected, DISTRIBUTIONS["uniform"], shift=2))
+    tasks = tasks_for(got, DISTRIBUTIONS["uniform"], shift=2)
+    if said:
+        with pytest.raises(PtxError, match=said):
+            run(shim, kernel, tasks, largest=1 << 14)
+        return
+    run(shim, kernel, tasks, largest=1 << 14)
     assert torch.equal(got, expected) == (fault is None)
 
 
