@@ -76,7 +76,7 @@ struct AdamWPlan {
 };
 
 // Writes bytes to an address of the device's memory, in stream order; they travel with the launches.
-void write(const Bytes& bytes, uint64_t to, int device, uint64_t stream) {
+void write_words(const Bytes& bytes, uint64_t to, int device, uint64_t stream) {
     if (bytes.ndim() != 1 || bytes.nbytes() % 8 != 0 || to % 8 != 0)
         throw std::invalid_argument("write: expected a contiguous byte array and an address of multiples of 8 bytes");
     const sff::DeviceGuard guard(device);
@@ -86,7 +86,7 @@ void write(const Bytes& bytes, uint64_t to, int device, uint64_t stream) {
 }
 
 // Counts a step of `count` tasks and sets their coefficients, where tables and options lie on the device. Addresses may be 0.
-void prepare(uint64_t tasks, uint64_t options, int64_t count, uint64_t loss_scale, uint64_t found_inf, int device, uint64_t stream) {
+void prepare_step(uint64_t tasks, uint64_t options, int64_t count, uint64_t loss_scale, uint64_t found_inf, int device, uint64_t stream) {
     const sff::DeviceGuard guard(device);
     sff::expect(sff::launch_preparing(reinterpret_cast<sff::AdamWTask*>(tasks), reinterpret_cast<const sff::AdamWOptions*>(options), count,
                                       reinterpret_cast<const float*>(loss_scale), reinterpret_cast<const float*>(found_inf),
@@ -107,8 +107,8 @@ void bind_cuda_optim(py::module_& m) {
     m.attr("CLIPPED_BYTES") = sizeof(sff::Clipped);
     m.attr("ADAMW_OPTIONS_BYTES") = sizeof(sff::AdamWOptions);
     m.def("check_adamw", &check, py::arg("table"));
-    m.def("write", &write, py::arg("bytes"), py::arg("to"), py::arg("device"), py::arg("stream"));
-    m.def("prepare", &prepare, py::arg("tasks"), py::arg("options"), py::arg("count"), py::arg("loss_scale"), py::arg("found_inf"),
+    m.def("write", &write_words, py::arg("bytes"), py::arg("to"), py::arg("device"), py::arg("stream"));
+    m.def("prepare", &prepare_step, py::arg("tasks"), py::arg("options"), py::arg("count"), py::arg("loss_scale"), py::arg("found_inf"),
           py::arg("device"), py::arg("stream"));
     py::class_<AdamWPlan>(m, "AdamWPlan")
         .def(py::init<const Bytes&>(), py::arg("table"))
