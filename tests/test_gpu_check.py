@@ -31,7 +31,7 @@ class _Prepared(cuda.Prepared):
 
 
 class _Event:
-    """Of a clock that ticks a millisecond at each record."""
+    """Of a clock that ticks a microsecond at each record."""
 
     now = 0
 
@@ -46,7 +46,7 @@ class _Event:
         assert self.at
 
     def elapsed_time(self, end: _Event) -> float:
-        return float(end.at - self.at)
+        return (end.at - self.at) * 1e-3
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def check(monkeypatch, tmp_path):
         "PART": 500,
         "STEPPED": (1, 300),
         "MEASURED": 600,
-        "COPIED": 4096,
+        "COPIED": 1 << 16,
         "PARAMETERS": (3, 300),
         "REPEATS": 1,
         "OUT": tmp_path / "runs" / "gpu-check.csv",
@@ -129,7 +129,10 @@ def test_every_check_runs_and_every_row_is_printed_and_written(check, monkeypatc
             "torch AdamW foreach",
         ]
     for row in rows:
-        assert float(row[8]) == pytest.approx(float(row[6]) / float(row[7]), abs=0.6) or float(row[7]) == 0
+        microseconds, reached, copied, share = map(float, row[5:])
+        assert microseconds == 1
+        assert copied == round(2 * check.COPIED / 1e3)
+        assert abs(share - reached / copied) <= 0.5 / copied + 0.0005, "both are rounded"
 
 
 def test_what_differs_or_fails_is_named_and_the_code_is_1(check, monkeypatch, capsys):

@@ -87,7 +87,7 @@ def _same_bits() -> bool:
     while done < ELEMENTS:
         dtype, name = kinds[part % len(kinds)]
         old = (torch.randn(PART, generator=torch.Generator().manual_seed(part)) * 0.05).to(dtype)
-        new = old.to(DEVICE)
+        new = old.to(DEVICE, copy=True)
         arguments = {"rounding": ("nearest", "stochastic")[part % 2], "shift": part * PART + part % 8, "seed": part}
         cpu.run(tasks_for(old, DISTRIBUTIONS[name], **arguments))
         cuda.run(tasks_for(new, DISTRIBUTIONS[name], **arguments))
