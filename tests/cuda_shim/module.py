@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sysconfig
 from types import ModuleType
@@ -19,6 +20,7 @@ SOURCES = (
 )
 
 
+@functools.cache
 def load() -> ModuleType:
     """Compile the module where no earlier run did, and import it. Its device addresses are this process's."""
     import pybind11
