@@ -18,7 +18,17 @@ from sff_fast.stream import ROUND, stream_id
 
 from . import flat, kernels, reference, shards
 from .state import assign, check_state, state_shapes
-from .task import ADAMW_DTYPE, COMPENSATED, NEAREST, PARAM_DTYPES, STATE_TYPES, STOCHASTIC, set_coefficients
+from .task import (
+    ADAMW_DTYPE,
+    COMPENSATED,
+    NEAREST,
+    OPTIONS_DTYPE,
+    PARAM_DTYPES,
+    STATE_TYPES,
+    STOCHASTIC,
+    set_coefficients,
+    set_options,
+)
 
 _said_moved: set[str] = set()
 
@@ -78,8 +88,8 @@ class Bucket:
         self.labels = list(labels)
         parts = [shards.local(p) for p in params]
         self.dtype, self.device, self.layout = parts[0].dtype, parts[0].device, shards.layout_of(params[0])
-        self.steps = torch.zeros(len(params), dtype=torch.float32)
-        self.amsgrad = bool(group["amsgrad"])
+        self.amsgrad, self.capturable = bool(group["amsgrad"]), bool(group.get("capturable"))
+        self.steps = torch.zeros(len(params), dtype=torch.float32, device=self.device if self.capturable else "cpu")
         self.storing = NEAREST
         if self.dtype != torch.float32 and group["compensation"] == "kahan":
             self.storing = COMPENSATED
@@ -234,9 +244,20 @@ class Bucket:
         """The kernel table of this step; counts the step of every parameter in it."""
         steps = self.steps.numpy()
         steps[active] += 1
+        table = self._with_gradients(active, grads)
+        set_coefficients(table, steps[active].astype(np.float64), self.group, grad_scale, decoupled)
+        return table
+
+    def resident_tasks(self, active: np.ndarray, grads: Sequence[torch.Tensor], decoupled: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The kernel table of a step that the device counts, without coefficients, and the options that these come from."""
+        options = np.zeros(len(active), OPTIONS_DTYPE)
+        steps = self.steps.data_ptr() + self.steps.element_size() * active
+        set_options(options, steps, self.group, decoupled)
+        return self._with_gradients(active, grads), options
+
+    def _with_gradients(self, active: np.ndarray, grads: Sequence[torch.Tensor]) -> np.ndarray:
         table = self.table[active]
         table["grad"] = [grad.data_ptr() for grad in grads]
-        set_coefficients(table, steps[active].astype(np.float64), self.group, grad_scale, decoupled)
         return table
 
     def run_reference(self, active: np.ndarray, grads: Sequence[torch.Tensor], table: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from .. import tasks
 from ..data import ForecastData
 from ..distributed.parallel import Parallel, processes
 from ..errors import ArgumentError, CheckpointError
-from ..files import read_json, write_json
+from ..files import claimed_directory, read_json, write_json
 from ..resident import keep_few_kernels
 from .config import PRECISIONS, Settings, resolve_settings
 from .evaluate import measure
@@ -162,7 +162,8 @@ def finetune(
 
     Raises:
         ArgumentError: A setting is not allowed, or the lengths do not fit the model.
-        OutputError: ``out`` cannot be written, or holds a run and neither ``resume`` nor ``overwrite`` was given.
+        OutputError: ``out`` cannot be written, is in use by another process, or holds a run and neither ``resume`` nor
+            ``overwrite`` was given.
         CheckpointError: The run in ``out`` has other settings, data or model, or none of its states is whole.
         BackendError: Another process of the job was lost.
     """
@@ -175,7 +176,7 @@ def finetune(
         "micro_batch": micro_batch,
         "eval_batch_size": eval_batch_size,
     }
-    with processes(parallel, device) as several:
+    with processes(parallel, device) as several, contextlib.ExitStack() as claim:
         settings = resolve_settings(
             adapter,
             strategy=strategy,
@@ -208,6 +209,7 @@ def finetune(
         group, folder = several.group, None
         check_processes(settings.strategy, group.size)
         if out is not None:
+            group.lead(lambda: claim.enter_context(claimed_directory(out, overwrite=overwrite, resume=resume)))
             folder = group.lead(lambda: check_output(out, resume, overwrite, adapter.source))
         if settings.max_memory is not None and group.size > 1:
             raise ArgumentError(

@@ -14,7 +14,7 @@ CSRC = ROOT / "csrc"
 SOURCES = (
     CSRC / "bindings_cuda.cpp",
     CSRC / "bindings_cuda_optim.cpp",
-    *(CSRC / "cuda" / name for name in ("chunks.cpp", "adamw_chunks.cpp", "smooth.cu", "adamw.cu")),
+    *(CSRC / "cuda" / name for name in ("chunks.cpp", "adamw_chunks.cpp", "smooth.cu", "adamw.cu", "adamw_resident.cu")),
     *(CSRC / "cpu" / name for name in ("check_tasks.cpp", "check_adamw.cpp")),
 )
 
