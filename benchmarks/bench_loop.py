@@ -6,7 +6,7 @@ forecasts are not timed, but what the loop does to go from training to validatio
 getting it again. ``--clipping`` also times what exact clipping costs where gradients are released: a second forward and backward
 pass.
 
-Run from the repository root: ``python benchmarks/bench_loop.py [--batch 32] [--steps 8] [--runs 5] [--threads N] [--clipping]``.
+Run from the repository root: ``python benchmarks/bench_loop.py [--batch 32] [--steps 32] [--runs 5] [--threads N] [--clipping]``.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--batch", type=int, default=32, help="windows in a step (default 32)")
     parser.add_argument("--runs", type=int, default=5, help="counted rounds (default 5)")
-    parser.add_argument("--steps", type=int, default=8, help="steps in an epoch (default 8)")
+    parser.add_argument("--steps", type=int, default=32, help="steps in an epoch (default 32)")
     parser.add_argument("--threads", type=int, help="CPU threads (default torch's choice)")
     parser.add_argument("--optimizers", nargs="+", default=["adam", "fused-adam"], help="default adam fused-adam")
     parser.add_argument("--clipping", action="store_true", help="also the cost of exact clipping with released gradients")
