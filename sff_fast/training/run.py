@@ -294,7 +294,7 @@ def run_one(
     with contextlib.ExitStack() as stack:
         stack.enter_context(determinism(settings.deterministic))
         stack.enter_context(seeded(settings.seed, settings.device))
-        stages = Stages(settings.device)
+        stages = Stages(settings.device, settings.saves_memory)
         evaluation = functools.partial(
             measure,
             adapter,
