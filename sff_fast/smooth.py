@@ -92,7 +92,7 @@ def smooth_(
 ) -> SmoothReport:
     """Interpolate every parameter with a fresh random initialisation, in place, without building a second model.
 
-    Equivalent to (with the constructor's own distributions, from a random stream of its own)::
+    Equivalent to (with the constructor's own distributions, from a random stream of its own):
 
         random_model = factory()
         for p, r in zip(model.parameters(), random_model.parameters()):
