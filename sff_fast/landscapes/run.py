@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sff_fast.data import ForecastData
-from sff_fast.errors import ArgumentError, CheckpointError, require
+from sff_fast import tasks
+from sff_fast.data import AnomalyData, ForecastData
+from sff_fast.errors import ArgumentError, CheckpointError
 from sff_fast.files import make_directory, read_json, write_json
 from sff_fast.landscapes.centres import Centre, make_centres, weights_hash
-from sff_fast.landscapes.curvature import NoHessian, curvature
+from sff_fast.landscapes.curvature import NoHessian, curvature, packages
 from sff_fast.landscapes.directions import Plane
 from sff_fast.landscapes.objective import Objective, choose_windows
 from sff_fast.landscapes.result import LandscapeResult, lowest, rise, verdict, write_csv
@@ -34,7 +35,7 @@ GRIDS = (5, 1001)
 @alone_in_output
 def landscape(
     make_adapter: Callable[[], Any],
-    data: ForecastData,
+    data: ForecastData | AnomalyData,
     *,
     alpha: float | Mapping[str, float] | None = None,
     tuned: Sequence[str | Path] = (),
@@ -55,7 +56,8 @@ def landscape(
     """The loss over two random, filter-normalised directions around the pre-trained, smoothed and fine-tuned weights.
 
     At each centre ``theta`` the model is moved to ``theta + a * d0 + b * d1`` for every (a, b) of a grid, in place, and the
-    family's training loss is measured there on the same validation windows. d0 and d1 are normal numbers of the random
+    family's training loss for the task of the data is measured there on the same validation windows, of which hidden patches
+    are those of every evaluation. d0 and d1 are normal numbers of the random
     stream, drawn anew at every point and never stored; each of their filters has the norm of the centre's filter
     (:func:`sff_fast.landscapes.filters.filters_of` says what a filter is). Biases and norms stay. One model is in memory at
     a time, with one copy of its weights on the host, from which they are restored bit for bit.
@@ -63,7 +65,7 @@ def landscape(
     Args:
         make_adapter: Loads the pre-trained model, such as ``lambda: sff_fast.load("ttm", path)``; called
             several times, never for two models at once.
-        data: The windows; those of the validation part are used.
+        data: The windows of any task, whose loss is measured; those of the validation part are used.
         alpha: Share of the pre-trained weights in the smoothed ones, which are a centre of their own. Default None: the
             family's. 1: no such centre.
         tuned: Folders of fine-tuned models of the same architecture (a run's, or its ``model``), each a centre.
@@ -89,7 +91,7 @@ def landscape(
     Raises:
         ArgumentError: A setting is not allowed, or the model cannot be moved.
         CheckpointError: ``resume`` was given, and ``out`` holds something else.
-        MissingPackageError: scipy is needed for the Hessian and not installed.
+        MissingPackageError: scipy or hessian-eigenthings is needed for the Hessian and not installed.
         OutputError: ``out`` cannot be used.
         PlanError: The model cannot be smoothed.
 
@@ -98,10 +100,9 @@ def landscape(
     _check(make_adapter, grid, span, windows, batch_size, probes)
     seed = check_seed(seed)
     if hessian:
-        require("scipy.sparse.linalg", "landscape", "scipy")
+        packages()
     device = resolve_device(device)
     adapter = make_adapter()
-    adapter.check_lengths(data.context_length, data.prediction_length)
     alpha = adapter.default_alpha if alpha is None else alpha
     centres = make_centres(make_adapter, adapter.variant, alpha, tuned, seed, plan)
     folder = None if out is None else check_output(out, resume, overwrite, adapter.source)
@@ -183,7 +184,7 @@ def _places(centres: Sequence[Centre]) -> list[str]:
     return [f"{centre.name} ({number + 1} of {len(centres)})" for number, centre in enumerate(centres)]
 
 
-def _rehearse(centres: Sequence[Centre], data: ForecastData, seed: int) -> dict[str, str]:
+def _rehearse(centres: Sequence[Centre], data: ForecastData | AnomalyData, seed: int) -> dict[str, str]:
     """Load every model once, one after the other, so that what cannot work fails now, not hours later.
 
     Returns:
@@ -192,7 +193,7 @@ def _rehearse(centres: Sequence[Centre], data: ForecastData, seed: int) -> dict[
     hashes = {}
     for centre in centres:
         adapter = centre.open()
-        adapter.check_lengths(data.context_length, data.prediction_length)
+        tasks.check(adapter, data)
         Plane(adapter.model, seed)
         hashes[centre.name] = weights_hash(adapter.model)
         del adapter
@@ -210,7 +211,7 @@ def _finished(folder: Path, description: Mapping[str, Any]) -> LandscapeResult:
 
 def _measure(
     centre: Centre,
-    data: ForecastData,
+    data: ForecastData | AnomalyData,
     settings: Mapping[str, Any],
     device: str,
     rows: Rows,

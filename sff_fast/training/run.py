@@ -16,7 +16,7 @@ from ..data import ForecastData
 from ..distributed.parallel import Parallel, processes
 from ..errors import ArgumentError, CheckpointError
 from ..files import claimed_directory, read_json, write_json
-from ..resident import keep_few_kernels, return_freed_memory
+from ..resident import keep_few_kernels
 from .config import PRECISIONS, Settings, resolve_settings
 from .evaluate import measure
 from .exhausted import explained
@@ -29,6 +29,7 @@ from .output import COMPARISON, begin_output, check_output
 from .progress import Progress, Silent
 from .result import RunResult, build_metrics, zero_shot_entry
 from .runtime import determinism, environment, peak_memory, reset_peak_memory, seeded
+from .stages import Stages
 from .state import Saved, StateStore
 from .strategies import STRATEGIES, check_processes, check_trainable, is_prepared
 from .weights import BestWeights
@@ -297,6 +298,7 @@ def run_one(
     with contextlib.ExitStack() as stack:
         stack.enter_context(determinism(settings.deterministic))
         stack.enter_context(seeded(settings.seed, settings.device))
+        stages = Stages(settings.device)
         evaluation = functools.partial(
             measure,
             adapter,
@@ -306,6 +308,7 @@ def run_one(
             stop=stop,
             progress=progress,
             parallel=parallel,
+            stages=stages,
         )
         if not group.writes:  # every process would say the same
             stack.enter_context(warnings.catch_warnings())
@@ -322,7 +325,7 @@ def run_one(
         stack.callback(progress.close)
         adapter.model.to(settings.device, PRECISIONS[settings.precision])
         parallel.place(adapter)
-        return_freed_memory()  # of weights that were cast
+        stages.loaded()
         if zero_shot is None:
             zero_shot, of_zero_shot = _measure_zero_shot(evaluation, settings, data)
             zero_shot = group.say(zero_shot)  # times and peaks are those of one process
@@ -362,6 +365,7 @@ def run_one(
                 stop=stop,
                 progress=progress,
                 parallel=parallel,
+                stages=stages,
             )
             if saved is not None:
                 trainer.restore(saved)
