@@ -56,7 +56,7 @@ def fit_settings(
     Raises:
         ArgumentError: Nothing fits; the message says what the least is.
     """
-    way, footprint = choose_settings(adapter, data, settings, given, in_memory)
+    way, footprint = choose_settings(adapter, data, settings, given, in_memory, kept)
     logging.getLogger("sff_fast").warning(
         "max_memory %s: %s, %s predicted", size_text(settings.max_memory), way_text(way), size_text(footprint.peak)
     )
@@ -64,7 +64,7 @@ def fit_settings(
 
 
 def choose_settings(
-    adapter: Any, data: ForecastData, settings: Settings, given: Mapping[str, Any], in_memory: bool
+    adapter: Any, data: ForecastData, settings: Settings, given: Mapping[str, Any], in_memory: bool, kept: int = 0
 ) -> tuple[Settings, Footprint]:
     """As :func:`fit_settings`, without telling of it."""
     keep_few_kernels()
