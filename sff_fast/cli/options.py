@@ -39,12 +39,28 @@ def _group(*options: Callable[[Function], Function]) -> Callable[[Function], Fun
     return decorate
 
 
+def _allow_pickle(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Allow pickled weights until the command ends."""
+    if value:
+        from sff_fast.adapters.checkpoint import pickles_allowed
+
+        ctx.with_resource(pickles_allowed())
+
+
+allow_pickle_option = click.option(
+    "--allow-pickle",
+    is_flag=True,
+    expose_value=False,
+    callback=_allow_pickle,
+    help="Also read weights that torch.save wrote (.ckpt, .pt, .pth, .bin): their tensors alone.",
+)
 model_options = _group(
     click.option(
         "--family", metavar="NAME", required=True, help="Model family, or one of its variants; `sff-fast doctor` lists them."
     ),
     click.option("--checkpoint", metavar="PATH", help="Weights in the family's published layout: a file or folder."),
     click.option("--tiny", is_flag=True, help="A small random model of the family instead of --checkpoint."),
+    allow_pickle_option,
 )
 
 gap_options = _group(
