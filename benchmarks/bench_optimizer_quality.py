@@ -1,8 +1,9 @@
 """Do states of fewer bits learn as well?
 
-A small network forecasts 24 hours from 96 on ETTh1 (all channels, standardised), from the same weights and
-batches for every optimizer, over five seeds. Prints the training loss of the last 200 steps and the validation loss, each
-with its standard deviation over seeds and the mean difference to torch's AdamW seed by seed, and draws the loss curves.
+A small network forecasts 24 hours from 96 on ETTh1 (all channels, standardised), from the same weights and batches for every
+optimizer, over five seeds; some take over from another one in the middle. Prints the training loss of the last 200 steps and
+the validation loss, each with its standard deviation over seeds and the mean difference to torch's AdamW seed by seed, and
+draws the loss curves.
 
 Run from the repository root: ``SFF_FAST_TEST_DATA=... python benchmarks/bench_optimizer_quality.py``; it writes
 ``benchmarks/results/optimizer_quality.csv`` and ``docs/img/optimizer-states.png``.
@@ -33,15 +34,25 @@ def ours(**options: object) -> Make:
     return lambda model: sff_fast.FusedAdamW(model.named_parameters(), lr=1e-3, **options)
 
 
-CONTENDERS: dict[str, tuple[Make, torch.dtype]] = {
-    "torch AdamW, float32": (lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3), torch.float32),
-    "float32 states": (ours(), torch.float32),
-    "bfloat16 states": (ours(state_dtype="bfloat16"), torch.float32),
-    "int8 states": (ours(state_dtype="int8"), torch.float32),
-    "bfloat16 stochastic, int8 states": (ours(state_dtype="int8", stochastic_rounding=True), torch.bfloat16),
-    "bfloat16 Kahan, bfloat16 states": (ours(state_dtype="bfloat16", compensation="kahan"), torch.bfloat16),
-    "torch AdamW, bfloat16": (lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3), torch.bfloat16),
+def torchs(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """torch's AdamW."""
+    return torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+
+CONTENDERS: dict[str, tuple[tuple[Make, ...], torch.dtype]] = {
+    "torch AdamW, float32": ((torchs,), torch.float32),
+    "float32 states": ((ours(),), torch.float32),
+    "bfloat16 states": ((ours(state_dtype="bfloat16"),), torch.float32),
+    "int8 states": ((ours(state_dtype="int8"),), torch.float32),
+    "bfloat16 stochastic, int8 states": ((ours(state_dtype="int8", stochastic_rounding=True),), torch.bfloat16),
+    "bfloat16 Kahan, bfloat16 states": ((ours(state_dtype="bfloat16", compensation="kahan"),), torch.bfloat16),
+    "torch AdamW, bfloat16": ((torchs,), torch.bfloat16),
+    "torch, then bfloat16 states": ((torchs, ours(state_dtype="bfloat16")), torch.float32),
+    "bfloat16 states, then torch": ((ours(state_dtype="bfloat16"), torchs), torch.float32),
+    "torch, then int8 states": ((torchs, ours(state_dtype="int8")), torch.float32),
+    "int8 states, then torch": ((ours(state_dtype="int8"), torchs), torch.float32),
 }
+"""By name what trains, and the parameters' dtype. Several take over one from another, each for the same number of steps."""
 
 
 def windows(values: torch.Tensor, rows: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
@@ -49,7 +60,14 @@ def windows(values: torch.Tensor, rows: torch.Tensor, channels: torch.Tensor) ->
     return values[rows[:, None] + torch.arange(CONTEXT + HORIZON), channels[:, None]]
 
 
-def train(values: torch.Tensor, seed: int, steps: int, make: Make, dtype: torch.dtype) -> tuple[list[float], float]:
+def take_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """An optimizer that goes on with the states of another one."""
+    to_torch = isinstance(old, sff_fast.FusedAdamW) and not isinstance(new, sff_fast.FusedAdamW)
+    new.load_state_dict(old.to_torch_state_dict() if to_torch else old.state_dict())
+    return new
+
+
+def train(values: torch.Tensor, seed: int, steps: int, makes: tuple[Make, ...], dtype: torch.dtype) -> tuple[list[float], float]:
     """Losses of all steps, and the validation loss at the end."""
     torch.manual_seed(seed)
     layers = torch.nn
@@ -61,8 +79,11 @@ def train(values: torch.Tensor, seed: int, steps: int, make: Make, dtype: torch.
         layers.LayerNorm(256),
         layers.Linear(256, HORIZON),
     ).to(dtype)
-    optimizer, generator, losses = make(model), torch.Generator().manual_seed(seed), []
-    for _ in range(steps):
+    optimizer, generator, losses = makes[0](model), torch.Generator().manual_seed(seed), []
+    turns = {steps * k // len(makes): make for k, make in enumerate(makes) if k}
+    for step in range(steps):
+        if step in turns:
+            optimizer = take_over(optimizer, turns[step](model))
         rows = torch.randint(0, TRAIN - CONTEXT - HORIZON, (BATCH,), generator=generator)
         part = windows(values, rows, torch.randint(0, values.shape[1], (BATCH,), generator=generator)).to(dtype)
         loss = (model(part[:, :CONTEXT]) - part[:, CONTEXT:]).float().square().mean()
@@ -92,8 +113,9 @@ def draw(curves: dict[str, np.ndarray]) -> None:
     steps = np.arange(len(base)) + 50
     right.fill_between(steps, -noise, noise, color="0.9", label="standard deviation over seeds")
     for name, losses in smooth.items():
-        left.plot(steps, losses, linewidth=1.2, label=name)
-        right.plot(steps, losses - base, linewidth=1.2)
+        line = "--" if " then " in name else "-"
+        left.plot(steps, losses, line, linewidth=1.2, label=name)
+        right.plot(steps, losses - base, line, linewidth=1.2)
     left.set(xlabel="step", ylabel="training MSE, mean over seeds", yscale="log")
     right.set(xlabel="step", ylabel="difference to torch AdamW in float32")
     left.legend(fontsize=8)
@@ -114,8 +136,8 @@ def main() -> None:
     values = torch.tensor(pd.read_csv(Path(folder) / "ETTh1.csv").iloc[:, 1:].to_numpy(np.float32))
     values = (values - values[:TRAIN].mean(0)) / values[:TRAIN].std(0)
     rows, curves, base = [], {}, {}
-    for name, (make, dtype) in CONTENDERS.items():
-        runs = [train(values, seed, settings.steps, make, dtype) for seed in range(settings.seeds)]
+    for name, (makes, dtype) in CONTENDERS.items():
+        runs = [train(values, seed, settings.steps, makes, dtype) for seed in range(settings.seeds)]
         curves[name] = np.array([losses for losses, _ in runs])
         measured = {"train": curves[name][:, -LAST:].mean(1), "val": np.array([error for _, error in runs])}
         base = base or measured

@@ -77,7 +77,7 @@ string(REPLACE ";" " " SFF_NAMES "${SFF_NAMES}")
 message(STATUS "sff_fast: CUDA module for ${SFF_NAMES} and PTX for later ones, with ${SFF_NVCC}")
 
 set(SFF_OBJECTS "")
-foreach(name smooth adamw)
+foreach(name smooth adamw adamw_resident)
   set(SFF_SOURCE "${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/${name}.cu")
   set(SFF_OBJECT "${CMAKE_CURRENT_BINARY_DIR}/${name}.cu.o")
   list(APPEND SFF_OBJECTS "${SFF_OBJECT}")

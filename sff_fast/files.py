@@ -36,7 +36,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from .errors import ArgumentError, DataError, OutputError, SffFastError
+from . import locks
+from .errors import ArgumentError, CheckpointError, DataError, OutputError, SffFastError
 
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<token>[0-9a-f]{16})\.sff-(?P<kind>tmp|old)$", re.DOTALL)
 _CHUNK = 1 << 20
@@ -53,6 +54,7 @@ _HINTS = {
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a folder that you may write to",
     errno.ENOENT: "create the folder first",
+    errno.EEXIST: "a file has that name; choose another folder",
     errno.ENOTDIR: "a part of the path is a file; choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "the path is a loop of symbolic links; choose another one",
@@ -118,7 +120,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raw.close()
         os.close(fd)
         if not renamed:
-            _unlink(temporary)
+            with _converted(target):
+                _unlink(temporary)
 
 
 @contextlib.contextmanager
@@ -156,6 +159,131 @@ def atomic_directory(path: str | os.PathLike[str], replace: bool = False) -> Ite
         os.close(fd)
         with _converted(target):
             _remove_tree(temporary)
+
+
+@contextlib.contextmanager
+def claimed_directory(path: str | os.PathLike[str], overwrite: bool = False, resume: bool = False) -> Iterator[None]:
+    """Keep other processes from using a folder as their output while the block runs.
+
+    A folder that is not there yet is made, and removed in the end where nothing was put into it.
+
+    Args:
+        path: The output folder.
+        overwrite: As for :func:`check_output_directory`, which is asked before the folder is made.
+        resume: Likewise.
+
+    Raises:
+        OutputError: The folder is in use, by the process that the message names, or cannot be made.
+    """
+    target = _resolve(path)
+    made: list[Path] = []
+    with _converted(target):
+        while True:
+            if not target.is_dir():
+                check_output_directory(target, overwrite=overwrite, resume=resume)
+                made += make_directory(target)
+            claim = locks.take(target)
+            if claim is not None:
+                break
+    try:
+        yield
+    finally:
+        for folder in reversed(made):
+            # Whatever is in it now is a reason to leave it.
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+        locks.release(claim)
+
+
+def make_directory(path: str | os.PathLike[str]) -> list[Path]:
+    """Make a folder, and those above it, so that they outlast a power cut; one that is there is left as it is.
+
+    Returns:
+        The folders that were made, outermost first.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    target = _resolve(path)
+    missing: list[Path] = []
+    made: list[Path] = []
+    with _converted(target):
+        while not target.is_dir() or missing:
+            folder = target if not missing else missing[-1].parent
+            if folder.is_dir():
+                break
+            missing.append(folder)
+        for folder in reversed(missing):
+            try:
+                os.mkdir(folder)
+            except FileExistsError:
+                if not folder.is_dir():
+                    raise
+            else:
+                made.append(folder)
+                _fsync_directory(folder.parent)
+    return made
+
+
+class AppendedFile:
+    """A file that only grows, such as a log; what was written before may be cut off once, when it is opened.
+
+    Args:
+        path: The file; its folder must exist.
+        length: Bytes of an existing file that are kept. Default 0: it begins anew.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], length: int = 0) -> None:
+        self._target = _resolve(path)
+        _check_file_target(self._target)
+        with _converted(self._target):
+            known = self._target.exists()
+            self._fd = os.open(self._target, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            try:
+                os.ftruncate(self._fd, length)
+                if not known:
+                    _fsync_directory(self._target.parent)
+            except OSError:
+                os.close(self._fd)
+                raise
+
+    def write(self, data: bytes) -> None:
+        """Append bytes; they have left the process when this returns.
+
+        Raises:
+            OutputError: They cannot be written; a part of them may be.
+        """
+        with _converted(self._target):
+            while data:
+                data = data[os.write(self._fd, data) :]
+
+    def sync(self) -> int:
+        """Bring what was written to the disk; returns the length of the file in bytes."""
+        with _converted(self._target):
+            os.fsync(self._fd)
+            return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copy the contents of a file, so that the copy is complete or not there.
+
+    Raises:
+        CheckpointError: The source cannot be read.
+        OutputError: The copy cannot be written.
+    """
+    try:
+        file = open(source, "rb")  # noqa: SIM115  (closed below: only the opening is to be converted)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {os.fspath(source)!r}: {_reason(error)}; check its permissions") from error
+    with file, atomic_write(target) as copy:
+        shutil.copyfileobj(file, copy, _CHUNK)
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
@@ -302,8 +430,8 @@ def check_output_directory(path: str | os.PathLike[str], overwrite: bool = False
         ``metrics.json``) or ``"finished"``.
 
     Raises:
-        OutputError: The folder is a file or cannot be written, or holds a run and neither ``overwrite`` nor ``resume``
-            was given.
+        OutputError: The folder is a file or cannot be written, is in use by another process, or holds a run and neither
+            ``overwrite`` nor ``resume`` was given.
         ArgumentError: Both ``overwrite`` and ``resume`` were given.
     """
     if overwrite and resume:
@@ -322,20 +450,20 @@ def check_output_directory(path: str | os.PathLike[str], overwrite: bool = False
     if existing != target:
         _try_to_write(existing, target)
     with _converted(target):
-        _recover(target.parent, only=target.name)
         holds = "new"
+        if target.is_dir():
+            locks.check_free(target)
+        _recover(target.parent, only=target.name)
         if target.is_dir():
             holds = _describe_run(target)
     if holds != "new" and not (overwrite or resume):
         advice = "overwrite it (--overwrite)" if holds == "finished" else "continue it (--resume) or --overwrite it"
         article = "a" if holds == "finished" else "an"
         raise OutputError(f"the output folder {str(target)!r} holds {article} {holds} run: choose another folder, or {advice}")
-    if target.is_dir():
-        with _converted(target):
-            _recover(target)
-            for entry in sorted(os.scandir(target), key=lambda entry: entry.name):
-                if entry.is_dir(follow_symlinks=False):
-                    _recover(Path(entry.path))
+    with _converted(target):
+        for folder, inside, _ in os.walk(target):
+            _recover(Path(folder))
+            inside[:] = [name for name in inside if not _TEMPORARY.match(name)]
     return holds
 
 
@@ -359,6 +487,28 @@ def remove(path: str | os.PathLike[str]) -> None:
     target = _resolve(path)
     with _converted(target):
         _unlink(target)
+        _fsync_directory(target.parent)
+
+
+def remove_tree(path: str | os.PathLike[str]) -> None:
+    """Delete a folder, or a file, for good; one that is not there is no error.
+
+    It first gets a name of :func:`atomic_directory`'s temporaries, so that a crash leaves nothing half deleted under its own.
+
+    Raises:
+        OutputError: It cannot be deleted.
+    """
+    target = Path(path)
+    if not os.path.lexists(target):
+        return
+    with _converted(target):
+        if target.is_dir() and not target.is_symlink():
+            doomed = target.parent / f".{target.name}.{secrets.token_hex(8)}.sff-tmp"
+            os.rename(target, doomed)
+            _fsync_directory(target.parent)
+            _remove_tree(doomed)
+        else:
+            _unlink(target)
         _fsync_directory(target.parent)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cuda_shim import files_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "csrc" / "cuda" / "smooth.cu"
@@ -43,7 +44,7 @@ def _cached(source: Path, what: str) -> Path:
     """Where the result of compiling a source goes: a name that changes with every file and flag that it depends on."""
     version = subprocess.run([tool("nvcc"), "--version"], capture_output=True, text=True, check=True).stdout
     digest = hashlib.blake2b(" ".join([version, what, *flags()]).encode(), digest_size=12)
-    for path in sorted([*source.parent.glob("*"), *(source.parent.parent / "core").glob("*.h")]):
+    for path in (path for path in files_of([source], "-DSHIM_WARPS") if "csrc" in path.parts):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return CACHE / f"{source.stem}-{digest.hexdigest()}-{what.replace(' ', '-')}"
 
@@ -72,10 +73,14 @@ def compile_kernels(architecture: str, kind: str, source: Path = SOURCE) -> tupl
     return out, said.read_text()
 
 
-def kernel_name(mangled: str) -> tuple[str, bool, bool]:
-    """dtype, stochastic and truncated of a kernel from its symbol."""
-    found = re.search(r"smooth_kernelI(?:N\w+6device\d+(B?Float16)E|([fd]))Lb([01])ELb([01])E", mangled)
-    return NAMES[found[1] or found[2]], found[3] == "1", found[4] == "1"
+VARIANTS = ("plain", "truncated", "shifted")
+"""Of the kernels of smoothing, as ``sff::Variant`` counts them."""
+
+
+def kernel_name(mangled: str) -> tuple[str, bool, str]:
+    """dtype, stochastic and variant of a kernel from its symbol."""
+    found = re.search(r"smooth_kernelI(?:N\w+6device\d+(B?Float16)E|([fd]))Lb([01])ELi([012])E", mangled)
+    return NAMES[found[1] or found[2]], found[3] == "1", VARIANTS[int(found[4])]
 
 
 _ADAMW = re.compile(r"adamw_kernelI(f|N\w*?8BFloat16E|N\w*?7Float16E)(f|S\d*_|N\w*?8BFloat16E|N\w*?4Int8E)Lb([01])ELi([012])E")

@@ -106,7 +106,7 @@ def test_the_norm_of_the_gradient_has_the_cpus_bits(shim, compiled, dtype):
         Launch(found["sum"], shim.arguments(rows, 1 << 13, pieces, sums=sums), memory, 1, 32).run()
         assert np.add.accumulate(sums)[-1] == total
         clipped = np.zeros(16, np.uint8)
-        argument = struct.pack("<QI4xddQ", sums.ctypes.data, len(sums), 0.5, 2.0, clipped.ctypes.data)
+        argument = struct.pack("<QI4xdQdQ", sums.ctypes.data, len(sums), 0.5, 0, 2.0, clipped.ctypes.data)
         Launch(found["clip"], argument, [_region(sums, False), _region(clipped)], 1, 32).run()
         norm = math.sqrt(total) * 0.5
         assert clipped[:8].view(np.float64)[0] == norm

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import subprocess
 
 import adamw_tables as tables
 import numpy as np
 import optim_cases as cases
 import pytest
 import torch
-from cuda_shim import FLAGS, HERE, SANITIZERS
+from cuda_shim import HERE, run_sanitized
 from cuda_shim.adamw import AdamWShim
 
 from sff_fast.backends import cpu
@@ -152,13 +151,5 @@ def test_ten_steps_of_the_optimizer_give_the_cpus_bits(shim, state, monkeypatch)
     cases.assert_equal_bits(*results)
 
 
-@pytest.mark.slow
-def test_the_kernels_are_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path):
-    program = tmp_path / "sanitize"
-    source = HERE / "adamw_sanitize.cpp"
-    command = ["g++", *FLAGS, "-O1", *SANITIZERS, f"-I{HERE}", str(source), "-o", str(program)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "clean\n"
+def test_the_kernels_are_clean_under_address_and_undefined_behaviour_sanitizers():
+    run_sanitized(HERE / "adamw_sanitize.cpp")

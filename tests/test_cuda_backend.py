@@ -155,8 +155,54 @@ def test_a_step_under_capture_is_refused():
     p.grad = torch.ones_like(p)
     optimizer = FusedAdamW([p])
     optimizer.step()
-    with pytest.raises(BackendError, match="a CUDA graph is being captured"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+    with pytest.raises(BackendError, match="with capturable=True, or call"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         optimizer.step()
+
+
+@needs_gpu
+def test_a_whole_training_step_in_a_graph_gives_the_bits_of_steps_without_one():
+    results = []
+    for captured in (False, True):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 5000, device="cuda"))
+        rate = torch.tensor(1e-2, device="cuda")
+        optimizer = FusedAdamW([p], lr=rate, capturable=True, max_norm=1.0)
+
+        def train(p=p, optimizer=optimizer):
+            (p.sin() * p).sum().backward()
+            optimizer.step()
+
+        for step in range(6):
+            rate.fill_(1e-2 / (step + 1))
+            if captured and step > 0:
+                if step == 1:
+                    optimizer.zero_grad(set_to_none=True)
+                    graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(graph):
+                        train()
+                graph.replay()
+            else:
+                optimizer.zero_grad(set_to_none=True)
+                train()
+        results.append([x.cpu() for x in cases.everything(optimizer, [p])])
+    cases.assert_equal_bits(*results)
+
+
+@needs_gpu
+def test_a_scaler_is_not_waited_for_by_a_capturable_step():
+    p = torch.nn.Parameter(torch.ones(300, device="cuda"))
+    optimizer, scaler = FusedAdamW([p], capturable=True), torch.amp.GradScaler("cuda", init_scale=4.0)
+    for bad in (False, True, False):  # the first one allocates
+        before, steps = p.detach().clone(), float(optimizer.state[p]["step"]) if optimizer.state else 0.0
+        scaler.scale((p * (float("inf") if bad else 1.0)).sum()).backward()
+        torch.cuda.set_sync_debug_mode("error" if optimizer.state else "default")
+        try:
+            scaler.step(optimizer)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        scaler.update()
+        optimizer.zero_grad()
+        assert torch.equal(before, p) == bad
+        assert float(optimizer.state[p]["step"]) == steps + (not bad)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason=f"{HARDWARE}fewer than two GPUs")

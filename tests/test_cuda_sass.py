@@ -27,8 +27,8 @@ def compiled(request):
     return request.param, resources(report), functions(cubin)
 
 
-def _loops(found, dtype, stochastic=False, truncated=False):
-    return found[dtype, stochastic, truncated]
+def _loops(found, dtype, stochastic=False, variant="plain"):
+    return found[dtype, stochastic, variant]
 
 
 def _philox_blocks(loop) -> int:
@@ -45,7 +45,7 @@ def _congruent(found, dtype):
 
 def test_nothing_is_spilled_and_no_stack_is_used(compiled):
     _, found, _ = compiled
-    assert len(found) == 12
+    assert len(found) == 18
     for name, kernel in found.items():
         assert kernel["stack"] == 0, name
         assert kernel["spilled"] == 0, name
@@ -53,12 +53,11 @@ def test_nothing_is_spilled_and_no_stack_is_used(compiled):
 
 def test_registers_leave_three_quarters_of_the_threads_and_half_at_least(compiled):
     _, found, _ = compiled
-    for (dtype, stochastic, truncated), kernel in found.items():
-        wide = dtype == "float64"
-        most, share = (48, 0.625) if truncated or wide else (40, 0.75)
-        if stochastic or (truncated and wide):
-            most, share = (80, 0.375) if stochastic and truncated else (64, 0.5)
-        assert kernel["registers"] <= most, (dtype, stochastic, truncated)
+    for (dtype, stochastic, variant), kernel in found.items():
+        most, share = (48, 0.625) if variant == "truncated" else (40, 0.75)
+        if stochastic or variant == "shifted":
+            most, share = (80, 0.375) if stochastic and variant == "shifted" else (64, 0.5)
+        assert kernel["registers"] <= most, (dtype, stochastic, variant)
         granted = -(-kernel["registers"] // 8) * 8
         blocks = REGISTERS_A_MULTIPROCESSOR // (granted * 256)
         assert blocks * 256 / THREADS_A_MULTIPROCESSOR >= share
@@ -66,8 +65,11 @@ def test_registers_leave_three_quarters_of_the_threads_and_half_at_least(compile
 
 def test_vector_loops_move_parameters_by_128_bits_only(compiled):
     _, _, found = compiled
-    for (dtype, _, truncated), loops in found.items():
-        assert len(loops) == (8 if truncated else 6)
+    for (dtype, stochastic, variant), loops in found.items():
+        kinds = 4 if variant == "plain" else 6  # constant and stored values, uniform, normal; two of truncated normals
+        exchanged = 0 if variant != "shifted" else kinds if stochastic else kinds - 2
+        assert len(loops) == kinds + exchanged
+        assert sum(loop.count("SHFL") > 0 for loop in loops) == exchanged
         for loop in loops:
             vectors = UNIT[dtype] * BYTES[dtype] // 16
             assert loop.count(r"LDG\S*\.128") == vectors
@@ -99,9 +101,17 @@ def test_instructions_an_element_stay_within_the_budget(compiled, dtype):
         assert 10 < count <= limit
 
 
-def test_no_block_is_drawn_twice_where_congruent_and_one_more_elsewhere(compiled):
+def test_a_thread_draws_as_many_blocks_as_it_has_elements_for(compiled):
     _, _, found = compiled
     for dtype, unit in UNIT.items():
-        blocks = sorted(_philox_blocks(loop) for loop in _loops(found, dtype))
-        # constant and stored values, uniform and normal, the same two where draws lie across the vectors
-        assert blocks == [0, 0, unit // 4, unit // 4, unit // 4 + 1, unit // 4 + 1]
+        one = unit // 4
+        # constant and stored values; uniform and normal; two of truncated normals; these four where numbers are exchanged
+        expected = {"plain": [0, 0, one, one], "truncated": [0, 0, *[one] * 4], "shifted": [0, 0, *[one] * 8]}
+        for variant, blocks in expected.items():
+            assert sorted(_philox_blocks(loop) for loop in _loops(found, dtype, False, variant)) == blocks
+            if unit == 8 and dtype != "float64":  # with the rounding's block, which constants take too
+                both = 2 if variant == "shifted" else 1
+                assert sorted(_philox_blocks(loop) for loop in _loops(found, dtype, True, variant)) == [
+                    *[1] * (2 * both),
+                    *[one + 1] * ((len(blocks) - 2) if variant != "shifted" else 8),
+                ]

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -40,6 +41,10 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     fields = [line.split(",") for line in lines]
     long = [f"{name},{field[0]},{field[column]}" for column, name in ((1, "north"), (2, "south")) for field in fields]
     (tmp_path / "long.csv").write_text("\n".join(["city,time,load", *long]) + "\n")
+    days = np.datetime64("2022-01-01") + np.arange(1000)
+    rows = [(f"{day}", shop, np.sin(i / 9 + shop), i % 7 + 0.5) for shop in (101, 102, 103) for i, day in enumerate(days)]
+    shops = pandas.DataFrame(rows, columns=["day", "shop", "sales", "visitors"])
+    shops.to_parquet(tmp_path / "shops.parquet")
     return tmp_path
 
 
@@ -79,4 +84,4 @@ def test_the_python_code_of_the_page_runs(code: str, folder: Path) -> None:
 
 
 def test_the_pages_have_the_commands() -> None:
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 7

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import signal
+import sys
 import weakref
 
 import numpy as np
@@ -19,7 +20,7 @@ from training_fakes import FakeAdapter, StopAt, make_data, make_table, quick, st
 
 import sff_fast
 from sff_fast import adapters
-from sff_fast.data import ForecastData
+from sff_fast.data import AnomalyData, ForecastData, ImputationData
 from sff_fast.errors import ArgumentError, CheckpointError, MissingPackageError, OutputError
 from sff_fast.landscapes import Plane, directions
 from sff_fast.landscapes.centres import weights_hash
@@ -356,8 +357,9 @@ def test_an_error_that_has_nothing_to_do_with_derivatives_is_not_swallowed():
         curvature(objective, probes=1, seed=0)
 
 
-def test_without_scipy_one_line_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "scipy.sparse.linalg", None)
+@pytest.mark.parametrize("module", ["scipy.sparse.linalg", "hessian_eigenthings"])
+def test_without_a_package_of_the_hessian_one_line_says_how_to_get_it(monkeypatch, tmp_path, module):
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingPackageError, match=re.escape("pip install 'sff_fast[landscape]'")):
         sff_fast.landscape(BowlAdapter.tiny, make_data(), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -590,6 +592,19 @@ def test_tuned_models_of_one_name_are_told_apart(tmp_path, registered):
 def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, options, message):
     with pytest.raises(ArgumentError, match=message):
         sff_fast.landscape(FakeAdapter.tiny, make_data(), out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_do_the_task_of_the_data_is_refused_before_anything_is_written(tmp_path):
+    table = make_table(900)
+    masked = ImputationData(table, "0.4,0.3,0.3", 96, channel_independent=False)
+    with pytest.raises(ArgumentError, match="ttm cannot do imputation: it can do forecast"):
+        sff_fast.landscape(lambda: adapters.tiny("ttm"), masked, out=tmp_path / "out")
+    series = AnomalyData(table, 600, (700, 710), 192, segment_length=24)
+    with pytest.raises(ArgumentError, match="segment_length must be at least 96 for this timer model"):
+        sff_fast.landscape(lambda: adapters.tiny("timer"), series, out=tmp_path / "out")
+    with pytest.raises(ArgumentError, match="context"):
+        sff_fast.landscape(lambda: adapters.tiny("timer"), ForecastData(table, "0.4,0.3,0.3", 95, 24), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from training_fakes import make_table, quick  # noqa: F401
 
+from sff_fast import adapters
 from sff_fast.cli import main
+from sff_fast.data import AnomalyData, ImputationData, read_table
 from sff_fast.landscapes import curvature
+from sff_fast.landscapes.objective import choose_windows
 
 pytestmark = pytest.mark.usefixtures("quick")
 MODEL = ("--family", "timer", "--tiny")
@@ -72,6 +76,44 @@ def test_the_landscape_of_a_run_is_shown_in_the_runs_own_report(tmp_path, data, 
     assert not (out / "landscape").exists()
 
 
+@pytest.fixture
+def spike(tmp_path):
+    values = np.sin(np.arange(1200) * 2 * np.pi / 48)
+    values[900:910] += 3
+    path = tmp_path / "002_UCR_Anomaly_spike_700_901_910.txt"
+    path.write_text("\n".join(map(repr, values.tolist())) + "\n")
+    return path
+
+
+TASKS = {
+    "imputation": (("--stride", "24", "--mask-rate", "0.5"), "windows of 192 steps, patches of 24 hidden at a rate of 0.5"),
+    "anomaly": (("--context-length", "288"), "windows of 288 steps, segments of 96"),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_landscape_of_a_task_is_that_of_the_tasks_own_loss(tmp_path, data, spike, capsys, task):
+    file = spike if task == "anomaly" else data
+    options, window = TASKS[task]
+    out = tmp_path / "out"
+    machine = ("--device", "cpu", "--threads", "1")
+    assert run("landscape", *MODEL, "--data", file, "--task", task, *options, *SMALL, *machine, "--alpha", "1", "--out", out) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["data"]["task"] == task
+    assert window in (out / "report.html").read_text()
+    (centre,) = metrics["landscape"]["centres"]
+    assert centre["hessian"]["top_eigenvalue"] > 0
+    adapter = adapters.tiny("timer")
+    if task == "imputation":
+        windows = ImputationData(read_table(data), "0.7,0.1,0.2", stride=24, mask_rates=(0.5,))
+        batch = windows.val.batch(choose_windows(len(windows.val), 2, 0))
+        expected = adapter.imputation_loss(batch.values, batch.mask)
+    else:
+        windows = AnomalyData.from_ucr(spike, 288)
+        expected = adapter.anomaly_loss(windows.val.batch(choose_windows(len(windows.val), 2, 0)).values)
+    assert centre["loss"] == pytest.approx(float(expected.detach()), rel=1e-6)  # one batch: the same float32 sums
+
+
 def test_why_there_is_no_hessian_is_said_on_one_line(data, capsys, monkeypatch):
     def refuse(*_):
         raise curvature.NoHessian("something in the model has no second derivative: of attention")
@@ -92,6 +134,8 @@ def test_why_there_is_no_hessian_is_said_on_one_line(data, capsys, monkeypatch):
         (("--tuned", "not/there"), "not/there"),
         (("--alpha", "2"), "expected a number from 0 to 1"),
         (("--alpha", "nothing.*=0.5"), "nothing.*"),
+        (("--task", "imputation"), "--prediction-length means nothing to --task imputation"),
+        (("--mask-rate", "0.5"), "--mask-rate means nothing to --task forecast"),
     ],
 )
 def test_bad_options_end_in_one_line_and_write_nothing(tmp_path, data, capsys, options, message):

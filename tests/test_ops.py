@@ -319,3 +319,73 @@ assert "torch._dynamo" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------- compiled models and torch.func
+def learner() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("options", [{}, {"flat_parameters": True}, {"release_gradients": True}])
+def test_a_compiled_model_is_trained_without_another_graph_or_compilation(never_again, options):
+    graphs, results = [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    for compiled in (False, True):
+        model = learner()
+        rate = torch.tensor(1e-2)
+        optimizer = FusedAdamW(model.parameters(), lr=rate, **options)
+        run = torch.compile(model, fullgraph=True, backend=backend) if compiled else model
+        for step in range(3):
+            run(torch.full((2, 6), 1.0 + step)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            rate.mul_(0.5)
+        results.append(cases.everything(optimizer, list(model.parameters())))
+    assert len(graphs) == 1
+    cases.assert_equal_bits(*results)
+
+
+def test_gradients_of_torch_func_are_stepped_within_one_graph(never_again):
+    model, other = learner(), learner()
+    optimizer = FusedAdamW(other.parameters(), lr=1e-2)
+    values = {name: p.detach().clone() for name, p in model.named_parameters()}
+    first, second = ([torch.zeros_like(value) for value in values.values()] for _ in range(2))
+    number = [torch.tensor(0.0) for _ in values]
+
+    def loss(some, x):
+        return torch.func.functional_call(model, some, (x,)).square().sum()
+
+    def train(x):
+        for count in number:
+            count.add_(1)
+        grads = torch.func.grad(loss)(values, x)
+        torch.ops.sff_fast.adamw_(
+            list(values.values()),
+            [grads[name] for name in values],
+            first,
+            second,
+            [],
+            [],
+            [],
+            number,
+            1e-2,
+            0.9,
+            0.999,
+            1e-8,
+            0.01,
+        )
+
+    run = torch.compile(train, fullgraph=True, backend="aot_eager")
+    for step in range(3):
+        x = torch.full((2, 6), 1.0 + step)
+        run(x)
+        other(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    cases.assert_equal_bits(list(values.values()), list(other.parameters()))
+    assert not torch.equal(next(iter(values.values())), next(model.parameters()))

@@ -22,7 +22,8 @@ from report_cases import (
 from sff_fast import report
 from sff_fast.adapters import Forecast
 from sff_fast.data import ForecastData, Table
-from sff_fast.report import alphas, differences, landscapes, panels, render, rows, theme, windows
+from sff_fast.report import alphas, differences, landscapes, panels, render, rows, sweep, theme, windows
+from sff_fast.training.statistics import paired_interval
 
 
 def words(html: str) -> str:
@@ -36,23 +37,57 @@ def headings(html: str) -> list[str]:
 # --- alpha ------------------------------------------------------------
 
 
-def test_the_alpha_curve_has_means_over_seeds_and_the_strategies_without_alpha():
-    first, second = alphas.alpha_panels(make_comparison())
-    assert (first.title, second.title) == ("Validation MSE by alpha", "Test MSE by alpha")
-    # 0.33 + 0.3 * (alpha - 0.7)^2 + 0.008 * (0, 1, 2): the mean is 0.008 above, the sample deviation is 0.008.
-    assert "0.7 0.3380 plus or minus 8.000e-03" in second.alt
-    assert "0.3 0.3860 plus or minus" in second.alt
-    assert "Lines: zero-shot 0.4000; FF 0.3700; TFS 0.6300. Validation prefers 0.7." in second.alt
-    svg = render.to_svg(second, "x")
-    assert all(f"var(--{role})" in svg for role in ("sff", "ff", "zero-shot"))
+def test_the_alpha_curve_has_means_over_seeds_with_intervals_and_the_strategies_without_alpha():
+    drawn = alphas.alpha_panels(make_comparison())
+    titles = ["Validation MSE by alpha", "Test MSE by alpha"]
+    assert [panel.title for panel in drawn] == [name for title in titles for name in (title, f"{title}, the curve alone")]
+    # 0.33 + 0.3 * (alpha - 0.7)^2 + 0.008 * (0, 1, 2): the mean is 0.008 above, the sample deviation 0.008, and the half width
+    # of Student's interval of three 4.3027 * 0.008 / sqrt(3) = 0.01987.
+    whole, near = drawn[2:]
+    assert "alpha 0.7 0.3380 (0.3181 to 0.3579)" in whole.alt
+    assert "alpha 0.3 0.3860 (0.3661 to 0.4059)" in whole.alt
+    assert "Chosen: alpha 0.7. Lines: zero-shot 0.4000, FF 0.3700, TFS 0.6300." in whole.alt
+    assert "Lines: zero-shot 0.4000, FF 0.3700." in near.alt
+    assert all(f"var(--{role})" in render.to_svg(whole, "x") for role in ("sff", "ff", "tfs", "zero-shot"))
 
 
 def test_a_line_far_above_the_curve_does_not_flatten_it():
     metrics = make_comparison()
-    svg = render.to_svg(alphas.alpha_panels(metrics)[1], "x")
-    assert "var(--tfs)" not in svg
-    near = [{**run, "test_mse": 0.39} if run["strategy"] == "tfs" else run for run in metrics["runs"]]
-    assert "var(--tfs)" in render.to_svg(alphas.alpha_panels({**metrics, "runs": near})[1], "x")
+    whole, near = alphas.alpha_panels(metrics)[2:]
+    assert "var(--tfs)" in render.to_svg(whole, "x")
+    assert "var(--tfs)" not in render.to_svg(near, "x")
+    close = [{**run, "test_mse": 0.39} if run["strategy"] == "tfs" else run for run in metrics["runs"]]
+    assert len(alphas.alpha_panels({**metrics, "runs": close})) == 3
+
+
+def test_an_alpha_of_which_a_seed_diverged_is_no_point_of_the_curve():
+    runs = [make_run("sff", seed, 0.3 + alpha / 10, alpha=alpha) for seed in (0, 1) for alpha in (0.5, 0.7, 0.9)]
+    runs[1]["test_mse"] = None
+    (_, panel) = alphas.alpha_panels(make_metrics(runs))
+    assert "alpha 0.5 " in panel.alt
+    assert "alpha 0.7 " not in panel.alt.partition("Chosen")[0]
+
+
+def test_a_sweep_and_a_comparison_of_the_same_runs_are_the_same_drawing():
+    runs = [make_run("sff", seed, 0.3 + alpha / 10 + seed / 100, alpha=alpha) for seed in (0, 1, 2) for alpha in (0.5, 0.9)]
+    runs += [make_run("ff", seed, 0.37 + seed / 100) for seed in (0, 1, 2)]
+    metrics = make_metrics(runs)
+    values = {a: [run["val_mse"] for run in runs if run["alpha"] == a] for a in (0.5, 0.9, None)}
+    found = {a: dict(zip(("val_mse_mean", "ci_low", "ci_high"), paired_interval(values[a]))) for a in values}
+    points = [{"alpha": a, "groups": {}, "label": f"{a:g}", "chosen": a == 0.5, **found[a]} for a in (0.5, 0.9)]
+    swept = {"points": points, "baselines": [{"strategy": "ff", **found[None]}]}
+    one = alphas.alpha_panels(metrics)[0]
+    other = sweep.sweep_panels({**metrics, "sweep": swept})[0]
+    assert (one.title, one.alt) == (other.title, other.alt)
+    assert render.to_svg(one, "x") == render.to_svg(other, "x")
+
+
+def test_alphas_of_groups_are_lines_of_their_own_in_one_picture():
+    metrics = make_sweep()
+    for number, point in enumerate(metrics["sweep"]["points"]):
+        point["groups"] = {"head": 0.5 if number < 2 else 1.0}
+    svg = render.to_svg(sweep.sweep_panels(metrics)[0], "x")
+    assert svg.count("SFF, head=0.5") == svg.count("SFF, head=1") > 0
 
 
 @pytest.mark.parametrize("alpha", [0.7, {"head.*": 1.0, "*": 0.7}, None])

@@ -15,7 +15,7 @@ from sff_fast import resident
 from sff_fast.adapters import tiny
 from sff_fast.data import ForecastData
 from sff_fast.optim import FusedAdamW, release
-from sff_fast.training import finetune, loop, run
+from sff_fast.training import finetune, run
 from sff_fast.training.evaluate import evaluate
 from sff_fast.training.evaluate import measure as measured
 
@@ -143,28 +143,6 @@ def test_a_run_that_saves_memory_keeps_few_kernels_from_its_first_evaluation_on(
 
 
 # ---------------------------------------------------------------------- who gives back, and when
-@pytest.mark.usefixtures("quick")
-def test_the_loop_gives_back_after_the_first_step_and_around_every_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-
-    def measure(*arguments: object, **others: object) -> dict[str, object]:
-        events.append("validation")
-        return measured(*arguments, **others)
-
-    def step(self: object, *arguments: object) -> float:
-        events.append("step")
-        return original(self, *arguments)
-
-    original = loop.Stepper.step
-    monkeypatch.setattr(loop, "return_freed_memory", lambda: events.append("give back"))
-    monkeypatch.setattr(loop, "measure", measure)
-    monkeypatch.setattr(loop.Stepper, "step", step)
-    data = ForecastData(make_table(300), "0.5,0.25,0.25", 96, 24, stride=4)
-    finetune(tiny("timer"), data, "ff", max_steps=3, batch_size=4, epochs=1)
-    start = events.index("step") - 1
-    assert events[start:] == ["give back", "step", "give back", "step", "step", "give back", "validation", "give back"]
-
-
 def test_an_evaluation_checks_after_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory(monkeypatch)
     adapter, data = tiny("timer"), ForecastData(make_table(300), "0.5,0.25,0.25", 96, 24)

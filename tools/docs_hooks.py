@@ -1,7 +1,7 @@
 """What the documentation site is made of besides the files in ``docs``; mkdocs.yml names this file.
 
-Pages that stand elsewhere in the repository (README, CHANGELOG, CONTRIBUTING, benchmarks) become pages of the site with their
-links mended, the command-line reference is written from the commands themselves, and pages that nobody put into the
+Pages that stand elsewhere in the repository (README, CHANGELOG, CONTRIBUTING, SECURITY, benchmarks) become pages of the site with
+their links mended, the command-line reference is written from the commands themselves, and pages that nobody put into the
 navigation are listed at its end.
 """
 
@@ -21,6 +21,7 @@ BROUGHT = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "benchmarks/README.md": "benchmarks.md",
 }
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)((?:#[^)]*)?\))")

@@ -59,7 +59,7 @@ def build_table_target() -> Path:
 def libfuzzer(name: str, program: list[object], seconds: float, seed: int, corpus: Path) -> list[str]:
     """The command of a target with libFuzzer's options."""
     corpus.mkdir(parents=True, exist_ok=True)
-    limits = (f"-max_total_time={max(1, int(seconds))}", f"-seed={seed}", f"-rss_limit_mb={MEMORY}", "-timeout=60")
+    limits = (f"-max_total_time={max(1, int(seconds))}", f"-seed={seed}", f"-rss_limit_mb={MEMORY}")
     return [*map(str, program), str(corpus), *limits, f"-artifact_prefix={WORK / 'found' / name}-", "-print_final_stats=1"]
 
 

@@ -8,6 +8,7 @@ needs no network. Exits with 1 where anything differs.
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,14 @@ from sff_fast import FusedAdamW
 from sff_fast.backends import cpu, cuda
 
 ROOT = Path(__file__).resolve().parents[1]
-ELEMENTS = 1_000_000_000
-PART = 1 << 26
+OUT = ROOT / "runs" / "gpu-check.csv"
+DEVICE = "cuda"
+ELEMENTS, PART = 1_000_000_000, 1 << 26
+"""Of the comparison with the CPU: in all, and at a time."""
+STEPPED = (1, 1000, 1 << 20, 333_333)
+"""Elements of the parameters whose steps are compared."""
+MEASURED, COPIED, PARAMETERS = 1 << 28, 1 << 30, (64, 1 << 20)
+"""Elements that are smoothed, bytes that are copied, number and elements of the parameters that are stepped."""
 REPEATS = 20
 CHECKED_BY_SANITIZER = """
 import sys, torch
@@ -40,6 +47,7 @@ for state in ("float32", "bfloat16", "int8"):
         FusedAdamW([p], state_dtype=state, max_norm=1.0, amsgrad=True, **options).step()
 torch.cuda.synchronize()
 """
+"""What compute-sanitizer looks at."""
 STEPS = [(dtype, state) for dtype in (torch.float32, torch.bfloat16) for state in ("float32", "bfloat16", "int8")]
 STATE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
@@ -51,8 +59,8 @@ def main() -> int:
         print(f"gpu-check: the CUDA backend cannot run here: {why}", file=sys.stderr)
         return 1
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, kernels for {cuda.describe()}")
-    checks = (("tests", _tests), ("sanitizer", _sanitizer), ("bits", _same_bits), ("steps", _same_steps))
-    failures = [name for name, check in checks if not check()]
+    checks = {"tests": _tests, "sanitizer": _sanitizer, "bits": _same_bits, "steps": _same_steps, "replays": _same_replays}
+    failures = [name for name, check in checks.items() if not check()]
     _write([*_measure(), *_measure_steps()])
     print(f"gpu-check: {'failed: ' + ', '.join(failures) if failures else 'passed'}")
     return 1 if failures else 0
@@ -79,7 +87,7 @@ def _same_bits() -> bool:
     while done < ELEMENTS:
         dtype, name = kinds[part % len(kinds)]
         old = (torch.randn(PART, generator=torch.Generator().manual_seed(part)) * 0.05).to(dtype)
-        new = old.cuda()
+        new = old.to(DEVICE, copy=True)
         arguments = {"rounding": ("nearest", "stochastic")[part % 2], "shift": part * PART + part % 8, "seed": part}
         cpu.run(tasks_for(old, DISTRIBUTIONS[name], **arguments))
         cuda.run(tasks_for(new, DISTRIBUTIONS[name], **arguments))
@@ -109,7 +117,7 @@ def _seconds(call) -> float:
 def _trained(device: str, dtype: torch.dtype, **options) -> list[torch.Tensor]:
     """Parameters and states after three steps."""
     generator = torch.Generator().manual_seed(1)
-    params = [torch.nn.Parameter(torch.randn(n, generator=generator).to(dtype).to(device)) for n in (1, 1000, 1 << 20, 333_333)]
+    params = [torch.nn.Parameter(torch.randn(n, generator=generator).to(dtype).to(device)) for n in STEPPED]
     optimizer = FusedAdamW(params, lr=1e-2, max_norm=1.0, amsgrad=True, **options)
     for _ in range(3):
         for p in params:
@@ -119,6 +127,27 @@ def _trained(device: str, dtype: torch.dtype, **options) -> list[torch.Tensor]:
     return [x.detach().cpu() for x in (*params, *states)]
 
 
+def _same_replays() -> bool:
+    """Replays of a graph that holds a capturable step against as many steps without one."""
+    results = []
+    for capturable in (False, True):
+        params = [torch.nn.Parameter(torch.ones(n, device=DEVICE)) for n in STEPPED]
+        for p in params:
+            p.grad = torch.full_like(p, 0.5)
+        optimizer = FusedAdamW(params, lr=1e-2, max_norm=1.0, capturable=capturable)
+        optimizer.step()
+        if capturable:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                optimizer.step()
+        for _ in range(5):
+            graph.replay() if capturable else optimizer.step()
+        results.append([p.detach().cpu() for p in params])
+    same = all(torch.equal(bits(a), bits(b)) for a, b in zip(*results))
+    print(f"replays: {'equal' if same else 'DIFFER from'} steps without a graph")
+    return same
+
+
 def _same_steps() -> bool:
     """The optimizer's steps, with clipping, of every precision and way to store."""
     ways = ({}, {"stochastic_rounding": True}, {"compensation": "kahan"})
@@ -126,7 +155,7 @@ def _same_steps() -> bool:
     cases += [(dtype, state, {}) for dtype in (torch.float32, torch.float16) for state in STATE_BYTES]
     same = True
     for dtype, state, way in cases:
-        pairs = zip(_trained("cpu", dtype, state_dtype=state, **way), _trained("cuda", dtype, state_dtype=state, **way))
+        pairs = zip(_trained("cpu", dtype, state_dtype=state, **way), _trained(DEVICE, dtype, state_dtype=state, **way))
         if not all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs if a.dim()):
             print(f"steps differ: {dtype}, {state} states, {way}")
             same = False
@@ -136,7 +165,7 @@ def _same_steps() -> bool:
 
 def _copied(dtype: torch.dtype) -> float:
     """Bytes a second that a copy on the device moves."""
-    source = torch.zeros((1 << 30) // dtype.itemsize, dtype=dtype, device="cuda")
+    source = torch.zeros(COPIED // dtype.itemsize, dtype=dtype, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * source.nbytes / _seconds(lambda: target.copy_(source))
 
@@ -146,7 +175,7 @@ def _measure() -> list[tuple[object, ...]]:
     rows = []
     for dtype in DTYPES:
         copied = _copied(dtype)
-        x = torch.zeros(1 << 28, dtype=dtype, device="cuda")
+        x = torch.zeros(MEASURED, dtype=dtype, device=DEVICE)
         for name, distribution in DISTRIBUTIONS.items():
             for rounding in ("nearest", "stochastic")[: 2 if dtype.itemsize == 2 else 1]:
                 for ahead in (0, 1):
@@ -157,18 +186,19 @@ def _measure() -> list[tuple[object, ...]]:
 
 
 def _measure_steps() -> list[tuple[object, ...]]:
-    """AdamW of 64 parameters of 2**20 elements beside torch's, which keeps states in the parameter's dtype."""
-    rows, n = [], 1 << 26
+    """AdamW of :data:`PARAMETERS` beside torch's, which keeps states in the parameter's dtype."""
+    rows, n = [], math.prod(PARAMETERS)
     for dtype in (torch.float32, torch.bfloat16):
         copied = _copied(dtype)
-        params = [torch.nn.Parameter(torch.zeros(1 << 20, dtype=dtype, device="cuda")) for _ in range(n >> 20)]
+        params = [torch.nn.Parameter(torch.zeros(PARAMETERS[1], dtype=dtype, device=DEVICE)) for _ in range(PARAMETERS[0])]
         for p in params:
             p.grad = torch.full_like(p, 1e-3)
         for way in ("fused", "foreach"):
             optimizer = torch.optim.AdamW(params, **{way: True})
             rows.append(_compared(f"torch AdamW {way}", dtype, "", 7 * dtype.itemsize * n, _seconds(optimizer.step), copied))
         for state in (state for kind, state in STEPS if kind == dtype):
-            for way in ({}, {"stochastic_rounding": True}, {"max_norm": 1.0})[:: 1 if dtype == torch.bfloat16 else 2]:
+            ways = [{}, {"max_norm": 1.0}, {"capturable": True}]
+            for way in [*ways, {"stochastic_rounding": True}] if dtype == torch.bfloat16 else ways:
                 # Clipping reads the gradients once more.
                 moved = ((4 if "max_norm" in way else 3) * dtype.itemsize + 4 * STATE_BYTES[state]) * n
                 optimizer = FusedAdamW(params, state_dtype=state, **way)
@@ -187,9 +217,8 @@ def _write(rows: list[tuple[object, ...]]) -> None:
     header = ("what", "dtype", "case", "microseconds", "GB/s", "copy GB/s", "share")
     for row in (header, *rows):
         print("  ".join(f"{cell!s:<20}" for cell in row))
-    out = ROOT / "runs" / "gpu-check.csv"
-    out.parent.mkdir(exist_ok=True)
-    with out.open("w", newline="") as file:
+    OUT.parent.mkdir(exist_ok=True)
+    with OUT.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("device", "torch", *header))
         writer.writerows((torch.cuda.get_device_name(), torch.__version__, *row) for row in rows)

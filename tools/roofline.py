@@ -57,8 +57,8 @@ def _row(names: tuple[str, ...], instructions: float, moved: float) -> None:
 
 def _named(found, dtype, unit):
     """The loops with one block for four elements, by what they draw."""
-    for truncated, names in ((False, ("uniform", "normal")), (True, ("truncated normal", "truncated normal, tails"))):
-        loops = [x for x in found[dtype, False, truncated] if 4 * round(x.count(r"IMAD\.WIDE\.U32") / 18) == unit]
+    for variant, names in (("plain", ("uniform", "normal")), ("truncated", ("truncated normal", "truncated normal, tails"))):
+        loops = [x for x in found[dtype, False, variant] if 4 * round(x.count(r"IMAD\.WIDE\.U32") / 18) == unit]
         # The kernel of truncated normals has the others too, which are shorter.
         yield from zip(names, sorted(loops, key=lambda loop: loop.path)[-2:])
 

@@ -7,15 +7,13 @@
 #include "adamw.h"
 
 #include "adamw_unit.h"
+#include "launch.h"
 #include "unit.h"
 
 namespace sff {
 namespace {
 
 using namespace SFF_ISA;
-
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 template <class P, class S>
 constexpr int kAdamWUnit = sizeof(P) == 4 && sizeof(S) == 4 ? 4 : 8;
@@ -243,6 +241,7 @@ constexpr int kAdamWResident = std::is_same<S, Int8>::value ? (Amsgrad ? 2 : 3) 
 
 template <class P, class S, bool Amsgrad, int Store>
 __global__ void __launch_bounds__(kThreads, (kAdamWResident<P, S, Amsgrad>)) adamw_kernel(const AdamWLaunch launch) {
+    if (launch.found_inf != nullptr && *launch.found_inf != 0.0f) return;
     for (uint32_t c = blockIdx.x; c < launch.count; c += gridDim.x) {
         const AdamWChunk& chunk = launch.chunks[c];
         const AdamWTask& t = launch.tasks[chunk.task];
@@ -293,8 +292,10 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(const SumLaunch launch) {
 }
 
 // One block, of which one thread adds the pieces' sums in order.
-__global__ void clip_kernel(const double* sums, uint32_t count, double grad_scale, double max_norm, Clipped* clipped) {
+__global__ void clip_kernel(const double* sums, uint32_t count, double grad_scale, const float* loss_scale, double max_norm,
+                            Clipped* clipped) {
     if (threadIdx.x != 0) return;
+    if (loss_scale != nullptr) grad_scale = 1.0 / static_cast<double>(*loss_scale);
     double total = 0;
     for (uint32_t i = 0; i < count; ++i) total += sums[i];
     const Clipping c = clipping(total, grad_scale, max_norm);
@@ -335,19 +336,13 @@ Origin origin_of(const AdamWTask* tasks) {
     return {const_cast<char*>(reinterpret_cast<const char*>(tasks)), reinterpret_cast<uint64_t>(tasks)};
 }
 
-template <class... Arguments>
-cudaError_t checked_launch(void (*kernel)(Arguments...), Shape shape, cudaStream_t stream, Arguments... arguments) {
-    void* list[] = {&arguments...};
-    const cudaError_t error = cudaLaunchKernel(kernel, dim3(shape.grid), dim3(shape.block), list, 0, stream);
-    return error == cudaSuccess ? cudaPeekAtLastError() : error;
-}
-
 }  // namespace
 
 cudaError_t adamw_shape_of(const AdamWBucket& bucket, Shape& shape) { return resident_shape(kernel_of(bucket), bucket.count, shape); }
 
-AdamWLaunch arguments_of(const AdamWBucket& bucket, const AdamWTask* tasks, const AdamWChunk* chunks, const float* factor) {
-    return {tasks, chunks + bucket.first, static_cast<uint32_t>(bucket.count), origin_of(tasks), factor};
+AdamWLaunch arguments_of(const AdamWBucket& bucket, const AdamWTask* tasks, const AdamWChunk* chunks, const float* factor,
+                         const float* found_inf) {
+    return {tasks, chunks + bucket.first, static_cast<uint32_t>(bucket.count), origin_of(tasks), factor, found_inf};
 }
 
 SumLaunch sum_arguments(int64_t pieces, const AdamWTask* tasks, const AdamWChunk* table, double* sums) {
@@ -355,12 +350,12 @@ SumLaunch sum_arguments(int64_t pieces, const AdamWTask* tasks, const AdamWChunk
 }
 
 cudaError_t launch_adamw(const AdamWBucket& bucket, const AdamWTask* tasks, const AdamWChunk* chunks, const float* factor,
-                         Shape shape, cudaStream_t stream) {
-    return checked_launch(kernel_of(bucket), shape, stream, arguments_of(bucket, tasks, chunks, factor));
+                         const float* found_inf, Shape shape, cudaStream_t stream) {
+    return checked_launch(kernel_of(bucket), shape, stream, arguments_of(bucket, tasks, chunks, factor, found_inf));
 }
 
 cudaError_t launch_clipping(int64_t pieces, const AdamWTask* tasks, const AdamWChunk* table, double* sums, double grad_scale,
-                            double max_norm, Clipped* clipped, cudaStream_t stream) {
+                            const float* loss_scale, double max_norm, Clipped* clipped, cudaStream_t stream) {
     Shape shape = {};
     constexpr int64_t a_block = kThreads / kSumWidth;
     cudaError_t error = resident_shape(sum_kernel, (pieces + a_block - 1) / a_block, shape);
@@ -368,7 +363,7 @@ cudaError_t launch_clipping(int64_t pieces, const AdamWTask* tasks, const AdamWC
         error = checked_launch(sum_kernel, shape, stream, sum_arguments(pieces, tasks, table, sums));
     if (error != cudaSuccess) return error;
     const double* partial = sums;
-    return checked_launch(clip_kernel, Shape{1, kWarp}, stream, partial, static_cast<uint32_t>(pieces), grad_scale, max_norm, clipped);
+    return checked_launch(clip_kernel, Shape{1, kWarp}, stream, partial, static_cast<uint32_t>(pieces), grad_scale, loss_scale, max_norm, clipped);
 }
 
 }  // namespace sff

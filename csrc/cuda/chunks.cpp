@@ -28,7 +28,7 @@ Bucket bucket_of(const Task& t) {
     const bool stochastic = rounds_stochastically(t);
     return {t.dtype,
             stochastic ? kStochastic : kNearest,
-            t.distribution == kTruncNormal,
+            t.distribution == kTruncNormal ? kTruncated : kPlain,
             t.seed,
             stochastic ? t.round_seed : 0,
             t.data,
@@ -42,6 +42,11 @@ bool has_runs(const Task& t, int64_t elements) {
     const int last = t.rank - 1;
     return t.memory_strides[last] == 1 && (t.draw_strides[last] == 1 || t.distribution == kConstant) &&
            (t.logical_strides[last] == 1 || !rounds_stochastically(t)) && (t.size[last] >= kShortRow || t.size[last] == elements);
+}
+
+bool is_shifted(const Task& t, const Chunk& c) {
+    const int head = ahead_of_vectors(c.data, c.draw, static_cast<int>(kElementSize[t.dtype]));
+    return head < c.count && shifted_at(head, c.draw, c.logical, is_random(t), rounds_stochastically(t));
 }
 
 uint64_t until(uint64_t index, uint64_t multiple) { return multiple - index % multiple; }
@@ -113,10 +118,15 @@ Chunks cut_into_chunks(const Task* tasks, int64_t count, int32_t largest) {
             bucket.first = static_cast<int64_t>(result.chunks.size());
             result.buckets.push_back(bucket);
         }
-        result.buckets.back().truncated |= bucket.truncated;
+        Variant& variant = result.buckets.back().variant;
+        variant = std::max(variant, bucket.variant);
+        const size_t before_it = result.chunks.size();
         const int64_t elements = elements_of(t);
         if (has_runs(t, elements)) {
             add_runs(t, i, largest, result.chunks);
+            const auto shifted = [&](const Chunk& c) { return is_shifted(t, c); };
+            if (std::any_of(result.chunks.begin() + static_cast<ptrdiff_t>(before_it), result.chunks.end(), shifted))
+                variant = kShifted;
         } else {
             add_scattered(i, elements, largest, result.chunks);
         }

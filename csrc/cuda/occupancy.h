@@ -12,6 +12,8 @@ struct Shape {
 };
 
 constexpr unsigned kThreads = 256;
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
 
 // As many blocks as the current device holds at once, or `blocks` where these are fewer.
 template <class Kernel>

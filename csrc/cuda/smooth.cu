@@ -2,8 +2,9 @@
 //
 // A run is a head up to the first aligned vector, units of 128-bit accesses, and a tail. In head and tail a thread takes
 // whole blocks of draws, so that each Philox block is computed once wherever address and draw are congruent modulo four
-// elements; elsewhere a unit computes one block more than it has elements for: 2 blocks for 4 elements of 4 or 8 bytes, 3
-// for 8 of 2 bytes. Scattered elements are done one a thread, each with its own block.
+// elements. Elsewhere a unit begins inside a block: a thread computes as many blocks as it has elements for, 1 or 2, and the
+// draws beyond them come from the warp's next thread; the last one has none and only gives. Rounding numbers are handed on in
+// the same way. Scattered elements are done one a thread, each with its own block.
 #include "smooth.h"
 
 #include "global.h"
@@ -43,12 +44,8 @@ __device__ __forceinline__ void draws_of_block(const Run& run, uint32_t block, f
 }
 
 // The key is made anew each time: twenty round keys more would not fit into registers.
-__device__ __forceinline__ void rounding_halves(const Run& run, int at, uint32_t (&halves)[4]) {
-    const uint64_t logical = run.chunk.logical;
-    const Place<3> place(logical);
-    const PhiloxKey key =
-        philox_key(not_hoisted(run.launch.round_seed), run.task.round_stream, static_cast<uint32_t>(logical >> 35));
-    rounding_halves(place.block_of(at), place.phase_of(at), key, halves);
+__device__ __forceinline__ PhiloxKey rounding_key(const Run& run) {
+    return philox_key(not_hoisted(run.launch.round_seed), run.task.round_stream, static_cast<uint32_t>(run.chunk.logical >> 35));
 }
 
 // The words of the unit at an address; zeros where old values are not read.
@@ -72,44 +69,67 @@ __device__ __forceinline__ void store_unit(char* address, const uint32_t (&words
         reinterpret_cast<uint4*>(address)[i / 4] = make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
 }
 
-// Units of the elements [begin, end): whole ones, from an address of whole vectors on.
-template <class T, bool Stochastic, int Kind, bool Shifted>
+// What lies beyond a thread's numbers: the first ones of the warp's next thread.
+template <class N, int Count, int Of>
+__device__ __forceinline__ void take_over(const N (&mine)[Of], N (&beyond)[Count]) {
+    static_assert(Count <= Of, "a thread gives what it has");
+    SFF_UNROLL
+    for (int i = 0; i < Count; ++i) beyond[i] = __shfl_down_sync(kAllLanes, mine[i], 1);
+}
+
+// The draws of the blocks that the elements from `at` on begin in; of constants and stored values, those of the elements.
+template <class T, int Kind>
+__device__ __forceinline__ void unit_draws(const Run& run, const Place<2>& place, const float* table, int at,
+                                           float (&draws)[kUnit<T>]) {
+    SFF_UNROLL
+    for (int j = 0; j < kUnit<T>; j += 4) {
+        float here[4];
+        if constexpr (kRandom<Kind>) draws_of_block<Kind>(run, place.block_of(at) + static_cast<uint32_t>(j / 4), here);
+        SFF_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            if constexpr (kRandom<Kind>) draws[j + i] = here[i];
+            if constexpr (Kind == kConstant) draws[j + i] = run.p[0];
+            if constexpr (Kind == kTable) draws[j + i] = table[at + j + i];
+        }
+    }
+}
+
+// Units of the elements [begin, end): whole ones, from an address of whole vectors on. Exchanged: draws or rounding numbers
+// begin inside a block. Then all of a warp's threads stay in the loop as long as one of them has elements.
+template <class T, bool Stochastic, int Kind, bool Exchanged>
 __device__ __forceinline__ void units_of(const Run& run, int begin, int end) {
     constexpr int width = kUnit<T>;
     // Old values are asked for before the draws are made, where registers allow and memory is what limits.
-    constexpr bool early = !Stochastic && sizeof(T) < 8 && (Kind == kUniform || !kRandom<Kind>);
-    const int step = static_cast<int>(blockDim.x) * width;
+    constexpr bool early = !Exchanged && !Stochastic && sizeof(T) < 8 && (Kind == kUniform || !kRandom<Kind>);
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    const int lane = Exchanged ? thread % kWarp : 0;
+    const int step = (Exchanged ? threads / kWarp * (kWarp - 1) : threads) * width;
     char* data = data_of(run);
     const float* table = nullptr;
     if constexpr (Kind == kTable) table = table_of(run);
     const Place<2> place(run.chunk.draw);
+    const Place<3> rounding(run.chunk.logical);
     SFF_ONCE
-    for (int at = begin + static_cast<int>(threadIdx.x) * width; at < end; at += step) {
+    for (int at = begin + (Exchanged ? thread / kWarp * (kWarp - 1) + lane : thread) * width; at - lane * width < end; at += step) {
+        const bool mine = !Exchanged || (lane < kWarp - 1 && at < end);
         char* address = data + static_cast<int64_t>(at) * static_cast<int64_t>(sizeof(T));
         uint32_t words[kUnitWords<T>];
-        if constexpr (early) load_unit<T>(run, address, words);
+        if (early && mine) load_unit<T>(run, address, words);
         uint32_t halves[4] = {};
-        if constexpr (Stochastic) rounding_halves(run, at, halves);
+        if constexpr (Stochastic) rounding_halves(rounding.block_of(at), 0, rounding_key(run), halves);
         float draws[width];
-        const uint32_t block = place.block_of(at);
-        float here[4], next[4];
-        if constexpr (Shifted) draws_of_block<Kind>(run, block, here);
-        SFF_UNROLL
-        for (int j = 0; j < width; j += 4) {
-            if constexpr (Shifted) {
-                draws_of_block<Kind>(run, block + static_cast<uint32_t>(j / 4 + 1), next);
-                shifted(here, next, place.phase_of(at), draws + j);
-                SFF_UNROLL
-                for (int i = 0; i < 4; ++i) here[i] = next[i];
-            } else if constexpr (kRandom<Kind>) {
-                draws_of_block<Kind>(run, block + static_cast<uint32_t>(j / 4), here);
-                SFF_UNROLL
-                for (int i = 0; i < 4; ++i) draws[j + i] = here[i];
-            } else {
-                SFF_UNROLL
-                for (int i = 0; i < 4; ++i) draws[j + i] = Kind == kConstant ? run.p[0] : table[at + j + i];
-            }
+        unit_draws<T, Kind>(run, place, table, Kind == kTable && !mine ? begin : at, draws);
+        if constexpr (Exchanged && Stochastic) {
+            uint32_t beyond[4];
+            take_over(halves, beyond);
+            shift_halves(rounding.phase_of(begin), beyond, halves);
         }
+        if constexpr (Exchanged && kRandom<Kind>) {
+            float beyond[3];
+            take_over(draws, beyond);
+            shift_draws(place.phase_of(begin), beyond, draws);
+        }
+        if (!mine) continue;
         if constexpr (!early) load_unit<T>(run, address, words);
         smooth_unit<T, Stochastic>(words, run.factors, draws, halves);
         store_unit<T>(address, words);
@@ -121,8 +141,9 @@ template <class T, bool Stochastic, int Kind>
 __device__ __forceinline__ void part_of_unit(const Run& run, int first, int begin, int end) {
     constexpr int width = kUnit<T>;
     const Place<2> place(run.chunk.draw);
+    const Place<3> rounding(run.chunk.logical);
     uint32_t halves[4] = {};
-    if constexpr (Stochastic) rounding_halves(run, first, halves);
+    if constexpr (Stochastic) rounding_halves(rounding.block_of(first), rounding.phase_of(first), rounding_key(run), halves);
     T* data = reinterpret_cast<T*>(data_of(run));
     SFF_UNROLL
     for (int j = 0; j < width; j += 4) {
@@ -158,27 +179,25 @@ __device__ __forceinline__ void ends_of(const Run& run, int head, int tail) {
     }
 }
 
-template <class T, bool Stochastic, int Kind>
+template <class T, bool Stochastic, int Variant, int Kind>
 __device__ __forceinline__ void run_kind(const Run& run) {
-    constexpr int width = kUnit<T>, vector = 16 / static_cast<int>(sizeof(T));
-    const Place<2> place(run.chunk.draw);
-    const int count = run.chunk.count;
-    int head = static_cast<int>((0 - run.chunk.data) % 16 / sizeof(T));
-    // Two vectors a unit: begin with the one where a block of draws begins.
-    if (vector < width && place.phase_of(head) == 2) head += vector;
-    const bool is_shifted = kRandom<Kind> && place.phase_of(head) != 0;
-    // A second block of truncated normals would cost more than the vector accesses save: all in whole blocks.
-    constexpr bool may_shift = Kind == kUniform || Kind == kNormal;
-    if (head > count || (is_shifted && !may_shift)) head = count;
+    constexpr int width = kUnit<T>;
+    constexpr bool may_shift = kRandom<Kind> || Stochastic;
+    const Chunk& chunk = run.chunk;
+    const int count = chunk.count;
+    int head = ahead_of_vectors(chunk.data, chunk.draw, static_cast<int>(sizeof(T)));
+    const bool is_shifted = may_shift && shifted_at(head, chunk.draw, chunk.logical, kRandom<Kind>, Stochastic);
+    // Only kernels of the variant kShifted exchange numbers; the others, which need not meet such a run, do it in blocks of draws.
+    if (head > count || (is_shifted && Variant != kShifted)) head = count;
     const int tail = count - (count - head) % width;
     ends_of<T, Stochastic, Kind>(run, head, tail);
-    if constexpr (may_shift) {
+    if constexpr (may_shift && Variant == kShifted) {
         if (is_shifted) return units_of<T, Stochastic, Kind, true>(run, head, tail);
     }
     units_of<T, Stochastic, Kind, false>(run, head, tail);
 }
 
-template <class T, bool Stochastic, bool Truncated>
+template <class T, bool Stochastic, int Variant>
 __device__ __forceinline__ void do_run(const Launch& launch, const Task& task, const Chunk& chunk) {
     Run run = {launch,
                task,
@@ -187,15 +206,16 @@ __device__ __forceinline__ void do_run(const Launch& launch, const Task& task, c
                {static_cast<float>(task.shrink), static_cast<float>(task.perturb), task.shrink, task.perturb},
                {task.p[0], task.p[1]}};
     philox_stream(task.stream, static_cast<uint32_t>(chunk.draw >> 34), run.draw_key);
-    if constexpr (Truncated) {
+    if constexpr (Variant != kPlain) {
         if (task.distribution == kTruncNormal)
-            return task.p[7] != 0 ? run_kind<T, Stochastic, kTruncNormalTail>(run) : run_kind<T, Stochastic, kTruncNormal>(run);
+            return task.p[7] != 0 ? run_kind<T, Stochastic, Variant, kTruncNormalTail>(run)
+                                  : run_kind<T, Stochastic, Variant, kTruncNormal>(run);
     }
     switch (task.distribution) {
-        case kConstant: return run_kind<T, Stochastic, kConstant>(run);
-        case kTable: return run_kind<T, Stochastic, kTable>(run);
-        case kUniform: return run_kind<T, Stochastic, kUniform>(run);
-        default: return run_kind<T, Stochastic, kNormal>(run);
+        case kConstant: return run_kind<T, Stochastic, Variant, kConstant>(run);
+        case kTable: return run_kind<T, Stochastic, Variant, kTable>(run);
+        case kUniform: return run_kind<T, Stochastic, Variant, kUniform>(run);
+        default: return run_kind<T, Stochastic, Variant, kNormal>(run);
     }
 }
 
@@ -234,17 +254,16 @@ __device__ void do_scattered(const Launch& launch, const Task& task, uint64_t at
 }
 
 // Blocks of a multiprocessor that the registers are cut for: 75 % of its threads; five eighths with truncated normals among the
-// draws, and for fp64, whose units are twice as wide; half for both of these and for stochastic rounding, three eighths for that with
-// truncated normals. With fewer registers each would spill.
-template <class T, bool Stochastic, bool Truncated>
-constexpr int kResident = Stochastic ? (Truncated ? 3 : 4) : Truncated ? (sizeof(T) == 8 ? 4 : 5) : sizeof(T) == 8 ? 5 : 6;
+// draws; half for stochastic rounding and where numbers are exchanged, three eighths for both. With fewer each would spill.
+template <bool Stochastic, int Variant>
+constexpr int kResident = Variant == kShifted ? (Stochastic ? 3 : 4) : Stochastic ? 4 : Variant == kTruncated ? 5 : 6;
 
-template <class T, bool Stochastic, bool Truncated>
-__global__ void __launch_bounds__(kThreads, (kResident<T, Stochastic, Truncated>)) smooth_kernel(const Launch launch) {
+template <class T, bool Stochastic, int Variant>
+__global__ void __launch_bounds__(kThreads, (kResident<Stochastic, Variant>)) smooth_kernel(const Launch launch) {
     for (uint32_t c = blockIdx.x; c < launch.count; c += gridDim.x) {
         const Chunk& chunk = launch.chunks[c];
         if (chunk.task >= 0) {
-            do_run<T, Stochastic, Truncated>(launch, launch.tasks[chunk.task], chunk);
+            do_run<T, Stochastic, Variant>(launch, launch.tasks[chunk.task], chunk);
         } else {
             const Task& task = launch.tasks[~chunk.task];
             SFF_ONCE
@@ -258,7 +277,11 @@ using Kernel = void (*)(Launch);
 
 template <class T, bool Stochastic>
 Kernel kernel_for(const Bucket& bucket) {
-    return bucket.truncated ? smooth_kernel<T, Stochastic, true> : smooth_kernel<T, Stochastic, false>;
+    switch (bucket.variant) {
+        case kShifted: return smooth_kernel<T, Stochastic, kShifted>;
+        case kTruncated: return smooth_kernel<T, Stochastic, kTruncated>;
+        default: return smooth_kernel<T, Stochastic, kPlain>;
+    }
 }
 
 Kernel kernel_of(const Bucket& bucket) {
@@ -292,6 +315,7 @@ Launch arguments_of(const Bucket& bucket, const Task* tasks, const Chunk* chunks
 }
 
 cudaError_t launch(const Bucket& bucket, const Task* tasks, const Chunk* chunks, Shape shape, cudaStream_t stream) {
+    if (shape.block % kWarp != 0) return cudaErrorInvalidValue;  // the threads of a warp exchange numbers
     Launch arguments = arguments_of(bucket, tasks, chunks);
     void* list[] = {&arguments};
     const cudaError_t error = cudaLaunchKernel(kernel_of(bucket), dim3(shape.grid), dim3(shape.block), list, 0, stream);

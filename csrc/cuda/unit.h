@@ -39,35 +39,41 @@ SFF_INLINE void draws_of_block(uint32_t block, const PhiloxKey& key, const float
     block_draws<Kind>(words[0], p, draws);
 }
 
-// Four draws from place `phase` of the first of two blocks on.
-SFF_INLINE void shifted(const float (&here)[4], const float (&next)[4], int phase, float* draws) {
-    float some[5];
+// Moves draws on to those from place `phase` of the first block on; beyond: what follows them.
+template <int N>
+SFF_INLINE void shift_draws(int phase, const float (&beyond)[3], float (&draws)[N]) {
+    float all[N + 3];
     SFF_UNROLL
-    for (int i = 0; i < 5; ++i) {
-        const float later = i < 2 ? here[i + 2] : next[i - 2];
-        some[i] = (phase & 2) != 0 ? later : i < 4 ? here[i % 4] : next[0];
-    }
+    for (int i = 0; i < N + 3; ++i) all[i] = i < N ? draws[i % N] : beyond[(i - N + 3) % 3];
     SFF_UNROLL
-    for (int i = 0; i < 4; ++i) draws[i] = (phase & 1) != 0 ? some[i + 1] : some[i];
+    for (int i = 0; i < N + 1; ++i) all[i] = (phase & 2) != 0 ? all[i + 2] : all[i];
+    SFF_UNROLL
+    for (int i = 0; i < N; ++i) draws[i] = (phase & 1) != 0 ? all[i + 1] : all[i];
 }
 
-// Rounding bits of the eight elements from place `phase` of `block` on, two halves a word.
-SFF_INLINE void rounding_halves(uint32_t block, int phase, const PhiloxKey& key, uint32_t (&halves)[4]) {
-    uint32_t here[1][4];
-    philox_blocks<1>(key, block, here);
+// Moves the eight rounding numbers of a block, two halves a word, on to those from place `phase` on; beyond: the next block.
+SFF_INLINE void shift_halves(int phase, const uint32_t (&beyond)[4], uint32_t (&halves)[4]) {
+    uint32_t all[8];
     SFF_UNROLL
-    for (int i = 0; i < 4; ++i) halves[i] = here[0][i];
-    if (phase == 0) return;
-    uint32_t next[1][4], all[8];
-    philox_blocks<1>(key, block + 1, next);
-    SFF_UNROLL
-    for (int i = 0; i < 8; ++i) all[i] = i < 4 ? here[0][i % 4] : next[0][i % 4];
+    for (int i = 0; i < 8; ++i) all[i] = i < 4 ? halves[i % 4] : beyond[i % 4];
     SFF_UNROLL
     for (int i = 0; i < 6; ++i) all[i] = (phase & 4) != 0 ? all[i + 2] : all[i];
     SFF_UNROLL
     for (int i = 0; i < 5; ++i) all[i] = (phase & 2) != 0 ? all[i + 1] : all[i];
     SFF_UNROLL
     for (int i = 0; i < 4; ++i) halves[i] = (phase & 1) != 0 ? (all[i] >> 16) | (all[i + 1] << 16) : all[i];
+}
+
+// Rounding numbers of the eight elements from place `phase` of `block` on.
+SFF_INLINE void rounding_halves(uint32_t block, int phase, const PhiloxKey& key, uint32_t (&halves)[4]) {
+    uint32_t here[1][4];
+    philox_blocks<1>(key, block, here);
+    SFF_UNROLL
+    for (int i = 0; i < 4; ++i) halves[i] = here[0][i];
+    if (phase == 0) return;
+    uint32_t next[1][4];
+    philox_blocks<1>(key, block + 1, next);
+    shift_halves(phase, next[0], halves);
 }
 
 struct Factors {

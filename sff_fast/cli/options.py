@@ -1,13 +1,17 @@
-"""Options that several commands share, in groups that a command takes as one decorator each."""
+"""Options that several commands share, in groups that a command takes as one decorator, and mostly one argument, each."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
 
-from sff_fast.cli.types import MAX_SEED, Alpha, Integer, Names, Number, Numbers, Seeds
+from sff_fast.cli.job import Job
+from sff_fast.cli.sources import ModelSource, TableSource, WindowSource
+from sff_fast.cli.types import MAX_SEED, Alpha, Columns, Integer, Names, Number, Numbers, Seeds
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -54,7 +58,32 @@ allow_pickle_option = click.option(
     callback=_allow_pickle,
     help="Also read weights that torch.save wrote (.ckpt, .pt, .pth, .bin): their tensors alone.",
 )
-model_options = _group(
+
+
+def _gathered(argument: str, kind: type, *options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several options as one decorator that gives the command one argument.
+
+    Args:
+        argument: Its name.
+        kind: A dataclass. Options that it has no field for reach the command by themselves.
+        options: The options, shown in --help in the order given.
+    """
+    taken = [field.name for field in fields(kind)]
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)  # takes over the options that the function already has
+        def command(*args: Any, **kwargs: Any) -> Any:
+            gathered = kind(**{name: kwargs.pop(name) for name in taken})
+            return function(*args, **{argument: gathered}, **kwargs)
+
+        return _group(*options)(command)
+
+    return decorate
+
+
+model_options = _gathered(
+    "model",
+    ModelSource,
     click.option(
         "--family", metavar="NAME", required=True, help="Model family, or one of its variants; `sff-fast doctor` lists them."
     ),
@@ -63,13 +92,27 @@ model_options = _group(
     allow_pickle_option,
 )
 
-gap_options = _group(
+_table_options = _group(
+    click.option("--data", metavar="FILE", required=True, help="CSV, parquet or .npy; a date column is found."),
+    click.option("--date-column", metavar="NAME", show_default="found", help="Column of time stamps."),
+    click.option(
+        "--id-column",
+        metavar="NAME",
+        show_default="found where time stamps repeat",
+        help="Column that tells the series of each row of a long table; its series become channels.",
+    ),
+    click.option(
+        "--columns", type=Columns(), metavar="A,B,…", show_default="all numeric ones", help="Columns of values, in this order."
+    ),
+)
+_gap_options = _group(
     click.option("--fill", type=click.Choice(FILLS), help="Fill gaps in the data: a straight line, or the value before."),
     click.option("--drop", is_flag=True, help="Leave out what cannot be used: rows with gaps, text, constant channels."),
 )
 
-data_options = _group(
-    click.option("--data", metavar="FILE", required=True, help="CSV, parquet or .npy; a date column is found."),
+table_options = _gathered("table", TableSource, _table_options, _gap_options)
+
+_window_options = _group(
     click.option(
         "--split",
         metavar="SPLIT",
@@ -79,10 +122,8 @@ data_options = _group(
     click.option("--context-length", type=COUNT, metavar="N", help="Time steps that the model sees; needed to forecast."),
     click.option("--prediction-length", type=COUNT, metavar="N", help="Time steps to forecast; needed to forecast."),
     click.option("--stride", type=COUNT, metavar="N", default=1, help="Time steps from one window to the next."),
-    gap_options,
 )
-
-task_options = _group(
+_task_options = _group(
     click.option("--task", type=click.Choice(TASKS), default="forecast", help="What the model is tuned and tested for."),
     click.option(
         "--mask-rate",
@@ -99,6 +140,8 @@ task_options = _group(
         "--segment-length", type=COUNT, metavar="N", show_default="96", help="anomaly: time steps that get one score together."
     ),
 )
+
+data_options = _gathered("data", WindowSource, _table_options, _window_options, _gap_options, _task_options)
 
 optimizer_option = click.option(
     "--optimizer",
@@ -200,16 +243,9 @@ training_options = _group(
     click.option("--deterministic", is_flag=True, help="Deterministic algorithms and one thread: the same bits again."),
 )
 
-out_options = _group(
-    click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out."),
-    click.option("--overwrite", is_flag=True, help="Replace the finished run in --out."),
-)
-
 device_option = click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:N.")
-machine_options = _group(
-    click.option("--threads", type=Integer(1, 4096), metavar="N", show_default="torch's choice", help="CPU threads."),
-    device_option,
-)
+threads_option = click.option("--threads", type=Integer(1, 4096), metavar="N", show_default="torch's choice", help="CPU threads.")
+machine_options = _group(threads_option, device_option)
 
 parallel_option = click.option(
     "--parallel",
@@ -219,6 +255,30 @@ parallel_option = click.option(
 )
 quiet_option = click.option("--quiet", is_flag=True, help="No progress; results and errors only.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def job_options(
+    out: Callable[[Function], Function], threads: Callable[[Function], Function] = threads_option
+) -> Callable[[Function], Function]:
+    """The options of :class:`Job`, and ``--device``.
+
+    Args:
+        out: The option ``--out``.
+        threads: The option ``--threads``.
+    """
+    return _gathered(
+        "job",
+        Job,
+        out,
+        click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out."),
+        click.option("--overwrite", is_flag=True, help="Replace the finished run in --out."),
+        threads,
+        device_option,
+        json_option,
+        quiet_option,
+    )
+
+
 seed_option = click.option(
     "--seed", type=Integer(0, MAX_SEED), metavar="N", default=0, help="Seed of the random draw and of the batches."
 )

@@ -1,4 +1,4 @@
-"""What a finished ``finetune``, ``compare`` or ``demo`` shows and writes beside the library's own files."""
+"""What a finished ``finetune``, ``compare``, ``sweep`` or ``demo`` shows and writes beside the library's own files."""
 
 from __future__ import annotations
 
@@ -11,40 +11,39 @@ import click
 
 if TYPE_CHECKING:
     from sff_fast.adapters import Adapter
+    from sff_fast.cli.job import Job
     from sff_fast.data import AnomalyData, ForecastData
     from sff_fast.training import RunResult
 
 
 def finish(
-    out: str | None,
+    job: Job,
     metrics: Mapping[str, Any],
     runs: Sequence[RunResult],
     make_adapter: Callable[[], Adapter],
     data: ForecastData | AnomalyData,
     arguments: Sequence[str],
-    as_json: bool,
 ) -> None:
     """Write the report into ``out``, where there is one, then print the table and the verdict, or the metrics as JSON.
 
     Args:
-        out: The output folder, or None.
+        job: The output folder, if any, and whether to print JSON.
         metrics: The content of ``metrics.json``.
         runs: The results of ``metrics["runs"]``, in that order.
         make_adapter: Opens the pre-trained model.
         data: The windows.
         arguments: The command line, which the report repeats.
-        as_json: Whether to print JSON.
     """
     from sff_fast.cli.tables import print_results
 
-    if out is not None:
-        _write_report(out, metrics, runs, make_adapter, data, arguments)
-    if as_json:
+    if job.out is not None:
+        _write_report(job.out, metrics, runs, make_adapter, data, arguments)
+    if job.as_json:
         click.echo(json.dumps(metrics, indent=2))
         return
     print_results(metrics)
-    if out is not None:
-        click.echo(f"\nreport: {Path(out) / 'report.html'}")
+    if job.out is not None:
+        click.echo(f"\nreport: {Path(job.out) / 'report.html'}")
 
 
 def _write_report(
@@ -59,6 +58,7 @@ def _write_report(
     from sff_fast.adapters import load
     from sff_fast.report.anomaly import anomaly_panels
     from sff_fast.report.imputation import imputation_panels
+    from sff_fast.report.provenance import window_in_words
     from sff_fast.report.rows import best_run
     from sff_fast.report.windows import sample_windows
 
@@ -70,7 +70,9 @@ def _write_report(
     source = Path(str(metrics["data"]["source"])).name
     described = metrics["data"]
     tuned = any(run["strategy"] != "zero-shot" for run in metrics["runs"])
-    subtitle = f"{_shape_of(data)}; windows: {', '.join(f'{count} {part}' for part, count in described['windows'].items())}"
+    subtitle = (
+        f"{window_in_words(described)}; windows: {', '.join(f'{count} {part}' for part, count in described['windows'].items())}"
+    )
     task_panels = []
     if data.task == "imputation":
         task_panels = imputation_panels(data, adapters)
@@ -88,13 +90,3 @@ def _write_report(
         arguments=[argument for argument in arguments if argument != "--resume"],
         facts={"plan_hash": zero_shot.plan().hash},
     )
-
-
-def _shape_of(data: ForecastData | AnomalyData) -> str:
-    """What a window of the data is, in words."""
-    if data.task == "imputation":
-        rates = ", ".join(f"{rate:.4g}" for rate in data.mask_rates)
-        return f"windows of {data.context_length} steps, patches of {data.patch_length} hidden at a rate of {rates}"
-    if data.task == "anomaly":
-        return f"windows of {data.context_length} steps, segments of {data.segment_length}"
-    return f"{data.context_length} steps of context, {data.prediction_length} steps ahead"

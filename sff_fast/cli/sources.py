@@ -1,138 +1,131 @@
-"""Opens what the options name. Everything here fails before a folder is made."""
+"""What the options of a command name: the model, the table, its windows. Everything here fails before a folder is made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from sff_fast.adapters import Adapter
-    from sff_fast.data import AnomalyData, ForecastData
+    from sff_fast.data import AnomalyData, ForecastData, Table
 
 _OWN_OPTIONS = {"forecast": (), "imputation": ("mask_rates", "patch_length"), "anomaly": ("segment_length",)}
 _OPTION_NAMES = {"mask_rates": "--mask-rate", "patch_length": "--patch-length", "segment_length": "--segment-length"}
 
 
-def check_model_options(family: str, checkpoint: str | None, tiny: bool) -> None:
-    """Refuse an unknown family, and anything but one of ``--checkpoint`` and ``--tiny``.
+@dataclass(frozen=True)
+class ModelSource:
+    """The model of ``--family`` and ``--checkpoint`` or ``--tiny``. Called, it opens the model anew."""
 
-    Raises:
-        ArgumentError: There is no such family; the message lists those that there are.
-        click.UsageError: Both or neither of the two options were given.
-    """
-    from sff_fast.adapters import families
-    from sff_fast.errors import ArgumentError
+    family: str
+    checkpoint: str | None
+    tiny: bool
 
-    known = families()
-    if family not in known:
-        raise ArgumentError(f"unknown family {family!r}: expected one of {', '.join(known)}")
-    if tiny == (checkpoint is not None):
-        raise click.UsageError("give either --checkpoint PATH or --tiny (a small random model of the family)")
+    def __call__(self) -> Adapter:
+        """Load the checkpoint, or make the tiny model.
 
+        Raises:
+            ArgumentError: There is no such family; the message lists those that there are.
+            click.UsageError: Both or neither of the two options were given.
+        """
+        from sff_fast import adapters
+        from sff_fast.errors import ArgumentError
 
-def open_model(family: str, checkpoint: str | None, tiny: bool) -> Adapter:
-    """Load the checkpoint, or make the tiny model."""
-    from sff_fast import adapters
-
-    check_model_options(family, checkpoint, tiny)
-    return adapters.tiny(family) if tiny else adapters.load(family, checkpoint)
-
-
-def model_maker(family: str, checkpoint: str | None, tiny: bool) -> Callable[[], Adapter]:
-    """A function that opens the same model anew each time it is called."""
-    return lambda: open_model(family, checkpoint, tiny)
+        known = adapters.families()
+        if self.family not in known:
+            raise ArgumentError(f"unknown family {self.family!r}: expected one of {', '.join(known)}")
+        if self.tiny == (self.checkpoint is not None):
+            raise click.UsageError("give either --checkpoint PATH or --tiny (a small random model of the family)")
+        return adapters.tiny(self.family) if self.tiny else adapters.load(self.family, self.checkpoint)
 
 
-def open_data(
-    adapter: Adapter,
-    data: str,
-    split: str,
-    context_length: int | None,
-    prediction_length: int | None,
-    stride: int,
-    fill: str | None,
-    drop: bool,
-    train_fraction: float = 1.0,
-) -> ForecastData:
-    """Read the table and cut it into windows as the model's family wants them.
+@dataclass(frozen=True)
+class TableSource:
+    """The table of ``--data``, and how to read it."""
 
-    Raises:
-        click.UsageError: A length is missing.
-    """
-    from sff_fast.data import ForecastData, read_table
+    data: str
+    columns: tuple[str, ...] | None
+    date_column: str | None
+    id_column: str | None
+    fill: str | None
+    drop: bool
 
-    for name, value in (("--context-length", context_length), ("--prediction-length", prediction_length)):
-        if value is None:
-            raise click.UsageError(f"Missing option '{name}'.")
-    adapter.check_lengths(context_length, prediction_length)
-    table = read_table(data, fill=fill, drop=drop)
-    return ForecastData(
-        table,
-        split,
-        context_length,
-        prediction_length,
-        stride=stride,
-        channel_independent=adapter.channel_independent,
-        train_fraction=train_fraction,
-    )
+    def read(self) -> Table:
+        """Read and check the table."""
+        from sff_fast.data import read_table
+
+        named = {"columns": self.columns, "date_column": self.date_column, "id_column": self.id_column}
+        return read_table(self.data, **named, fill=self.fill, drop=self.drop)
 
 
-def open_task(
-    task: str,
-    own: Mapping[str, Any],
-    adapter: Adapter,
-    data: str,
-    split: str,
-    context_length: int | None,
-    prediction_length: int | None,
-    stride: int,
-    fill: str | None,
-    drop: bool,
-    train_fraction: float = 1.0,
-) -> ForecastData | AnomalyData:
-    """Read the data and cut it into windows of a task.
+@dataclass(frozen=True)
+class WindowSource(TableSource):
+    """The windows that a table is cut into for a task."""
 
-    Args:
-        task: ``"forecast"``, ``"imputation"`` or ``"anomaly"``.
-        own: The tasks' own options; those of another task must be None.
-        adapter: The model.
-        data: As for :func:`open_data`, and so on.
+    split: str
+    context_length: int | None
+    prediction_length: int | None
+    stride: int
+    task: str
+    mask_rates: tuple[float, ...] | None
+    patch_length: int | None
+    segment_length: int | None
 
-    Raises:
-        ArgumentError: The model cannot do the task.
-        click.UsageError: An option is missing, or means nothing to the task.
-    """
-    from sff_fast import tasks
-    from sff_fast.data import AnomalyData, ImputationData, read_table
+    def windows(self, adapter: Adapter, train_fraction: float = 1.0) -> ForecastData | AnomalyData:
+        """Read the data and cut it into windows as the task and the model's family want them.
 
-    given = {name: value for name, value in own.items() if value is not None}
-    for name in given:
-        if name not in _OWN_OPTIONS[task]:
-            raise click.UsageError(f"{_OPTION_NAMES[name]} means nothing to --task {task}: leave it out")
-    if task == "forecast":
-        return open_data(adapter, data, split, context_length, prediction_length, stride, fill, drop, train_fraction)
-    if prediction_length is not None:
-        raise click.UsageError(f"--prediction-length means nothing to --task {task}: leave it out")
-    adapter.check_task(task, context_length)
-    if context_length is not None:
-        given["context_length"] = context_length
-    given.update(stride=stride, train_fraction=train_fraction)
-    if task == "imputation":
-        table = read_table(data, fill=fill, drop=drop)
-        found = ImputationData(table, split, channel_independent=adapter.channel_independent, **given)
-    elif drop:
-        raise click.UsageError("--drop would move the labels of --task anomaly: leave it out, and fill gaps with --fill")
-    else:
-        found = AnomalyData.from_ucr(data, fill=fill, **given)
-    tasks.check(adapter, found)
-    return found
+        Args:
+            adapter: The model.
+            train_fraction: Share of the train windows to use.
 
+        Raises:
+            ArgumentError: The model cannot do the task, or not with these lengths.
+            click.UsageError: An option is missing, or means nothing to the task.
+        """
+        from sff_fast import tasks
 
-def use_threads(threads: int | None) -> None:
-    """Set torch's threads within an operation, where a number was given."""
-    if threads is not None:
-        import torch
+        given = {name: getattr(self, name) for name in _OPTION_NAMES if getattr(self, name) is not None}
+        for name in given:
+            if name not in _OWN_OPTIONS[self.task]:
+                self._refuse(_OPTION_NAMES[name])
+        given.update(stride=self.stride, train_fraction=train_fraction)
+        if self.task == "forecast":
+            return self._forecast(adapter, given)
+        if self.prediction_length is not None:
+            self._refuse("--prediction-length")
+        adapter.check_task(self.task, self.context_length)
+        if self.context_length is not None:
+            given["context_length"] = self.context_length
+        found = self._imputation(adapter, given) if self.task == "imputation" else self._anomaly(given)
+        tasks.check(adapter, found)
+        return found
 
-        torch.set_num_threads(threads)
+    def _forecast(self, adapter: Adapter, given: dict[str, Any]) -> ForecastData:
+        from sff_fast.data import ForecastData
+
+        for name, value in (("--context-length", self.context_length), ("--prediction-length", self.prediction_length)):
+            if value is None:
+                raise click.UsageError(f"Missing option '{name}'.")
+        adapter.check_lengths(self.context_length, self.prediction_length)
+        lengths = (self.context_length, self.prediction_length)
+        return ForecastData(self.read(), self.split, *lengths, channel_independent=adapter.channel_independent, **given)
+
+    def _imputation(self, adapter: Adapter, given: dict[str, Any]) -> ForecastData:
+        from sff_fast.data import ImputationData
+
+        return ImputationData(self.read(), self.split, channel_independent=adapter.channel_independent, **given)
+
+    def _anomaly(self, given: dict[str, Any]) -> AnomalyData:
+        from sff_fast.data import AnomalyData
+
+        if self.drop:
+            raise click.UsageError("--drop would move the labels of --task anomaly: leave it out, and fill gaps with --fill")
+        for option in ("columns", "date_column", "id_column"):  # a file of the archive has one value a line
+            if getattr(self, option) is not None:
+                self._refuse(f"--{option.replace('_', '-')}")
+        return AnomalyData.from_ucr(self.data, fill=self.fill, **given)
+
+    def _refuse(self, option: str) -> None:
+        raise click.UsageError(f"{option} means nothing to --task {self.task}: leave it out")

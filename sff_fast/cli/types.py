@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from typing import Any
 
@@ -149,6 +150,24 @@ class Names(click.ParamType):
             if name not in self.choices:
                 self.fail(f"unknown {self.what} {name!r}: expected some of {', '.join(self.choices)}", param, ctx)
         return _distinct(self, names, param, ctx)
+
+
+class Columns(click.ParamType):
+    """Names of columns, ``load,temperature``; a name that holds a comma stands in double quotes."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Parse and check."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            names = next(csv.reader([value], skipinitialspace=True, strict=True), [])
+        except csv.Error as error:
+            self.fail(f"expected a comma-separated list, got {value!r} ({error})", param, ctx)
+        if not names or not all(name.strip() for name in names):
+            self.fail(f"expected a comma-separated list without gaps, got {value!r}", param, ctx)
+        return _distinct(self, tuple(names), param, ctx)
 
 
 class GroupAlphas(click.ParamType):

@@ -144,7 +144,7 @@ def read_table(
         return source
     raw = _read(source)
     wanted = None if columns is None else _check_columns(raw, columns)
-    stamps, date_name = _timestamps(raw, date_column, exclude=wanted or [])
+    stamps, date_name = _timestamps(raw, date_column, exclude=[*(wanted or []), *([id_column] if id_column else [])])
     series_name = _series_column(raw, id_column, stamps, date_name)
     names, values = _channels(raw, [name for name in (date_name, series_name) if name], wanted, drop)
     notes = raw.notes

@@ -97,7 +97,8 @@ def check_increasing(timestamps: np.ndarray, column: str, source: str, place: Pl
         repeated = int((steps == 0).sum())
         raise DataError(
             f"{source!r}, {place(row)}, column {column!r}: the time stamp {stamp} occurs twice"
-            f"{_and_more(repeated)}; remove one of the rows, or keep the first of each (drop=True, --drop)"
+            f"{_and_more(repeated)}; remove one of the rows, keep the first of each (drop=True, --drop), or name the column that "
+            "tells the series of a long table (id_column, --id-column)"
         )
     raise DataError(
         f"{source!r}, {place(row)}, column {column!r}: {stamp} comes after {show_time(timestamps[row - 1])}; "

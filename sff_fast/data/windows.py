@@ -94,11 +94,6 @@ class WindowSet:
         channels = indices // self.n_starts if self.channel_independent else None
         return self.border[0] + indices % self.n_starts * self.stride, channels
 
-    def locate(self, index: int) -> tuple[int, int | None]:
-        """First context row (in the table) and channel (None for all) of one window."""
-        rows, channels = self.positions(torch.tensor([index]))
-        return int(rows[0]), None if channels is None else int(channels[0])
-
     def batch(self, indices: torch.Tensor) -> Batch:
         """Gather windows.
 

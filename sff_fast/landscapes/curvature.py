@@ -7,7 +7,6 @@ formula meanwhile, since its fused kernels have no second derivative.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -60,11 +59,23 @@ class Curvature:
         return asdict(self)
 
 
+def packages() -> tuple[Any, Any]:
+    """The libraries that the Hessian needs.
+
+    Raises:
+        MissingPackageError: One is not installed.
+    """
+    linalg = require("scipy.sparse.linalg", "landscape", "scipy")
+    return linalg, require("hessian_eigenthings", "landscape", "hessian-eigenthings")
+
+
 def curvature(objective: Objective, *, probes: int, seed: int, told: Callable[[int], None] = lambda n: None) -> Curvature:
     """Greatest eigenvalue and trace of the Hessian at the model's present weights.
 
     The eigenvalue comes from ARPACK's implicitly restarted Lanczos method (``scipy.sparse.linalg.eigsh``), relative
-    tolerance 1e-3. The trace is Hutchinson's: the mean of ``v . H v`` over vectors of random signs.
+    tolerance 1e-3, the trace from ``hessian_eigenthings.hutchinson``: the mean of ``v . H v`` over vectors of random signs.
+    The products are made here: the latter's own refuse a parameter that the loss does not depend on, give a last, smaller
+    batch the weight of a whole one, and know nothing of attention's fused kernels.
 
     Args:
         objective: The loss; the model is in float32 or float64.
@@ -77,13 +88,13 @@ def curvature(objective: Objective, *, probes: int, seed: int, told: Callable[[i
 
     Raises:
         NoHessian: The weights are too coarse, or something in the model has no second derivative.
-        MissingPackageError: scipy is not installed.
+        MissingPackageError: scipy or hessian-eigenthings is not installed.
         Interrupted: A stop was asked for.
 
     Source: Lehoucq, Sorensen, Yang, "ARPACK users' guide", 1998; Hutchinson, "A stochastic estimator of the trace of the
     influence matrix for Laplacian smoothing splines", 1989.
     """
-    linalg = require("scipy.sparse.linalg", "landscape", "scipy")
+    linalg, eigenthings = packages()
     model = objective.adapter.model
     coarse = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype.itemsize < 4})
     if coarse:
@@ -92,15 +103,11 @@ def curvature(objective: Objective, *, probes: int, seed: int, told: Callable[[i
         product = _Product(objective, parameters, told)
         generator = torch.Generator().manual_seed(seed % (1 << 63))
         start = torch.randn(product.size, generator=generator).numpy()
-        quotients = []
-        for _ in range(probes):
-            signs = (torch.randint(0, 2, (product.size,), generator=generator, dtype=torch.int8) * 2 - 1).float().numpy()
-            quotients.append(float(np.dot(signs, product(signs))))
+        operator = eigenthings.LambdaOperator(lambda vector: torch.from_numpy(product(vector.numpy())), product.size)
+        trace = eigenthings.hutchinson(operator, num_samples=probes, seed=seed % (1 << 63))
         value, residual = _greatest(linalg, product, start)
-    mean = math.fsum(quotients) / probes
-    spread = math.fsum((quotient - mean) ** 2 for quotient in quotients)
-    error = math.sqrt(spread / (probes - 1) / probes) if probes > 1 else None
-    return Curvature(value, residual, mean, error, probes, product.count, product.size)
+    error = trace.stderr if probes > 1 else None
+    return Curvature(value, residual, trace.estimate, error, probes, product.count, product.size)
 
 
 class _Product:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sff_fast.adapters.base import evaluating
-from sff_fast.data import ForecastData
+from sff_fast.data import AnomalyData, ForecastData
 from sff_fast.training.interrupts import StopRequest
 from sff_fast.training.runtime import seeded
 
@@ -45,7 +45,7 @@ class Objective:
     """
 
     def __init__(
-        self, adapter: Any, data: ForecastData, indices: torch.Tensor, batch_size: int, seed: int, stop: StopRequest
+        self, adapter: Any, data: ForecastData | AnomalyData, indices: torch.Tensor, batch_size: int, seed: int, stop: StopRequest
     ) -> None:
         self.adapter = adapter
         self._device = next(adapter.model.parameters()).device

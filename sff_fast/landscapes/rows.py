@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sff_fast.errors import CheckpointError
+from sff_fast.files import AppendedFile
 from sff_fast.training.identity import check_identity
 from sff_fast.training.log import as_json, finite
 
@@ -27,6 +27,7 @@ class Rows:
 
     Raises:
         CheckpointError: The file is of another landscape, or damaged.
+        OutputError: The file cannot be written; so too by :meth:`put`.
     """
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
@@ -36,8 +37,7 @@ class Rows:
             return
         path = folder / NAME
         length = self._read(path, identity) if path.exists() else 0
-        self._file = open(path, "ab")  # noqa: SIM115  (closed by close)
-        self._file.truncate(length)
+        self._file = AppendedFile(path, length)
         if not length:
             self._write({"format": FORMAT, "identity": as_json(dict(identity))})
 
@@ -61,8 +61,7 @@ class Rows:
     def _write(self, record: Mapping[str, Any]) -> None:
         if self._file is not None:
             self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._file.sync()
 
     def _read(self, path: Path, identity: Mapping[str, Any]) -> int:
         """Take over what the file holds; returns how many bytes of it are whole lines."""

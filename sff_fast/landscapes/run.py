@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sff_fast.data import ForecastData
-from sff_fast.errors import ArgumentError, CheckpointError, require
-from sff_fast.files import read_json, write_json
+from sff_fast import tasks
+from sff_fast.data import AnomalyData, ForecastData
+from sff_fast.errors import ArgumentError, CheckpointError
+from sff_fast.files import make_directory, read_json, write_json
 from sff_fast.landscapes.centres import Centre, make_centres, weights_hash
-from sff_fast.landscapes.curvature import NoHessian, curvature
+from sff_fast.landscapes.curvature import NoHessian, curvature, packages
 from sff_fast.landscapes.directions import Plane
 from sff_fast.landscapes.objective import Objective, choose_windows
 from sff_fast.landscapes.result import LandscapeResult, lowest, rise, verdict, write_csv
@@ -22,7 +23,7 @@ from sff_fast.training.config import resolve_device
 from sff_fast.training.identity import check_identity, identity_of
 from sff_fast.training.interrupts import Interrupted, StopRequest, stop_requests
 from sff_fast.training.log import as_json
-from sff_fast.training.output import begin_output, check_output
+from sff_fast.training.output import alone_in_output, begin_output, check_output
 from sff_fast.training.progress import Progress, Silent
 from sff_fast.training.runtime import peak_memory, reset_peak_memory
 from sff_fast.version import __version__
@@ -31,9 +32,10 @@ GRIDS = (5, 1001)
 """Fewest and most points along a direction; with fewer none would be nearby."""
 
 
+@alone_in_output
 def landscape(
     make_adapter: Callable[[], Any],
-    data: ForecastData,
+    data: ForecastData | AnomalyData,
     *,
     alpha: float | Mapping[str, float] | None = None,
     tuned: Sequence[str | Path] = (),
@@ -54,7 +56,8 @@ def landscape(
     """The loss over two random, filter-normalised directions around the pre-trained, smoothed and fine-tuned weights.
 
     At each centre ``theta`` the model is moved to ``theta + a * d0 + b * d1`` for every (a, b) of a grid, in place, and the
-    family's training loss is measured there on the same validation windows. d0 and d1 are normal numbers of the random
+    family's training loss for the task of the data is measured there on the same validation windows, of which hidden patches
+    are those of every evaluation. d0 and d1 are normal numbers of the random
     stream, drawn anew at every point and never stored; each of their filters has the norm of the centre's filter
     (:func:`sff_fast.landscapes.filters.filters_of` says what a filter is). Biases and norms stay. One model is in memory at
     a time, with one copy of its weights on the host, from which they are restored bit for bit.
@@ -62,7 +65,7 @@ def landscape(
     Args:
         make_adapter: Loads the pre-trained model, such as ``lambda: sff_fast.load("ttm", path)``; called
             several times, never for two models at once.
-        data: The windows; those of the validation part are used.
+        data: The windows of any task, whose loss is measured; those of the validation part are used.
         alpha: Share of the pre-trained weights in the smoothed ones, which are a centre of their own. Default None: the
             family's. 1: no such centre.
         tuned: Folders of fine-tuned models of the same architecture (a run's, or its ``model``), each a centre.
@@ -88,7 +91,7 @@ def landscape(
     Raises:
         ArgumentError: A setting is not allowed, or the model cannot be moved.
         CheckpointError: ``resume`` was given, and ``out`` holds something else.
-        MissingPackageError: scipy is needed for the Hessian and not installed.
+        MissingPackageError: scipy or hessian-eigenthings is needed for the Hessian and not installed.
         OutputError: ``out`` cannot be used.
         PlanError: The model cannot be smoothed.
 
@@ -97,10 +100,9 @@ def landscape(
     _check(make_adapter, grid, span, windows, batch_size, probes)
     seed = check_seed(seed)
     if hessian:
-        require("scipy.sparse.linalg", "landscape", "scipy")
+        packages()
     device = resolve_device(device)
     adapter = make_adapter()
-    adapter.check_lengths(data.context_length, data.prediction_length)
     alpha = adapter.default_alpha if alpha is None else alpha
     centres = make_centres(make_adapter, adapter.variant, alpha, tuned, seed, plan)
     folder = None if out is None else check_output(out, resume, overwrite, adapter.source)
@@ -125,7 +127,7 @@ def landscape(
         return _finished(folder, description)
     if folder is not None:
         begin_output(folder, overwrite)
-        (folder / "state").mkdir(exist_ok=True)
+        make_directory(folder / "state")
     rows = Rows(None if folder is None else folder / "state", identity_of(description))
     reset_peak_memory(device)
     with stop_requests() as stop:
@@ -182,7 +184,7 @@ def _places(centres: Sequence[Centre]) -> list[str]:
     return [f"{centre.name} ({number + 1} of {len(centres)})" for number, centre in enumerate(centres)]
 
 
-def _rehearse(centres: Sequence[Centre], data: ForecastData, seed: int) -> dict[str, str]:
+def _rehearse(centres: Sequence[Centre], data: ForecastData | AnomalyData, seed: int) -> dict[str, str]:
     """Load every model once, one after the other, so that what cannot work fails now, not hours later.
 
     Returns:
@@ -191,7 +193,7 @@ def _rehearse(centres: Sequence[Centre], data: ForecastData, seed: int) -> dict[
     hashes = {}
     for centre in centres:
         adapter = centre.open()
-        adapter.check_lengths(data.context_length, data.prediction_length)
+        tasks.check(adapter, data)
         Plane(adapter.model, seed)
         hashes[centre.name] = weights_hash(adapter.model)
         del adapter
@@ -209,7 +211,7 @@ def _finished(folder: Path, description: Mapping[str, Any]) -> LandscapeResult:
 
 def _measure(
     centre: Centre,
-    data: ForecastData,
+    data: ForecastData | AnomalyData,
     settings: Mapping[str, Any],
     device: str,
     rows: Rows,

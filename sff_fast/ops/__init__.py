@@ -1,7 +1,7 @@
 """Smoothing and the optimizer's step as ``torch.library`` operators, so that ``torch.compile`` takes them into its graph.
 
 ``sff_fast.smooth_`` and the optimizers call the kernels themselves; these operators are for functions that are compiled.
-Importing this package registers them::
+Importing this package registers them:
 
     torch.ops.sff_fast.smooth_(params, table, values)
     torch.ops.sff_fast.adamw_(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, ...)

@@ -1,13 +1,13 @@
 """Parameters of one group and dtype whose states lie flat in memory, and their part of the kernel table.
 
-Parameters stay where they are: the table holds their addresses. Every step checks these; a parameter that moved
-(``p.data = ...``) is found again.
+Parameters are reached by their addresses, which the table holds, wherever they lie. Every step checks these; a parameter
+that moved (``p.data = ...``) is found again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,21 +16,21 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from sff_fast.errors import ArgumentError
 from sff_fast.stream import ROUND, stream_id
 
-from . import kernels, reference, shards
+from . import flat, kernels, reference, shards
 from .state import assign, check_state, state_shapes
-from .task import ADAMW_DTYPE, COMPENSATED, NEAREST, PARAM_DTYPES, STATE_TYPES, STOCHASTIC, set_coefficients
+from .task import (
+    ADAMW_DTYPE,
+    COMPENSATED,
+    NEAREST,
+    OPTIONS_DTYPE,
+    PARAM_DTYPES,
+    STATE_TYPES,
+    STOCHASTIC,
+    set_coefficients,
+    set_options,
+)
 
-_ALIGN = 64
-_NUMPY = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.uint16, torch.uint8: np.uint8}
 _said_moved: set[str] = set()
-
-
-def _zeros(elements: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros whose memory is not touched on the CPU, so that states that are never used cost nothing."""
-    if device.type != "cpu":
-        return torch.zeros(elements, dtype=dtype, device=device)
-    zeros = torch.from_numpy(np.zeros(elements, _NUMPY[dtype]))
-    return zeros if zeros.dtype == dtype else zeros.view(dtype)
 
 
 def is_dense(p: torch.Tensor) -> bool:
@@ -88,8 +88,8 @@ class Bucket:
         self.labels = list(labels)
         parts = [shards.local(p) for p in params]
         self.dtype, self.device, self.layout = parts[0].dtype, parts[0].device, shards.layout_of(params[0])
-        self.steps = torch.zeros(len(params), dtype=torch.float32)
-        self.amsgrad = bool(group["amsgrad"])
+        self.amsgrad, self.capturable = bool(group["amsgrad"]), bool(group.get("capturable"))
+        self.steps = torch.zeros(len(params), dtype=torch.float32, device=self.device if self.capturable else "cpu")
         self.storing = NEAREST
         if self.dtype != torch.float32 and group["compensation"] == "kahan":
             self.storing = COMPENSATED
@@ -121,8 +121,8 @@ class Bucket:
         self._parts: list[dict[str, torch.Tensor]] = [{} for _ in parts]
         for name, (_, dtype) in parts[0].items():
             sizes = [part[name][0] for part in parts]
-            starts = np.cumsum([0, *(-(-size // _ALIGN) * _ALIGN for size in sizes)]).tolist()
-            self.flat[name] = _zeros(starts[-1], dtype, self.home)
+            starts = flat.starts_of(sizes)
+            self.flat[name] = flat.zeros(starts[-1], dtype, self.home)
             for part, start, size in zip(self._parts, starts, sizes):
                 part[name] = self.flat[name][start : start + size]
 
@@ -244,9 +244,20 @@ class Bucket:
         """The kernel table of this step; counts the step of every parameter in it."""
         steps = self.steps.numpy()
         steps[active] += 1
+        table = self._with_gradients(active, grads)
+        set_coefficients(table, steps[active].astype(np.float64), self.group, grad_scale, decoupled)
+        return table
+
+    def resident_tasks(self, active: np.ndarray, grads: Sequence[torch.Tensor], decoupled: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The kernel table of a step that the device counts, without coefficients, and the options that these come from."""
+        options = np.zeros(len(active), OPTIONS_DTYPE)
+        steps = self.steps.data_ptr() + self.steps.element_size() * active
+        set_options(options, steps, self.group, decoupled)
+        return self._with_gradients(active, grads), options
+
+    def _with_gradients(self, active: np.ndarray, grads: Sequence[torch.Tensor]) -> np.ndarray:
         table = self.table[active]
         table["grad"] = [grad.data_ptr() for grad in grads]
-        set_coefficients(table, steps[active].astype(np.float64), self.group, grad_scale, decoupled)
         return table
 
     def run_reference(self, active: np.ndarray, grads: Sequence[torch.Tensor], table: np.ndarray) -> None:
@@ -267,7 +278,13 @@ class Bucket:
         return x.as_strided((self._elements[i],), (1,), x.storage_offset())
 
 
-def make_buckets(group: dict[str, object], labels: Sequence[str], limit: int, kind: type[Bucket] = Bucket) -> list[Bucket]:
+def make_buckets(
+    group: dict[str, object],
+    labels: Sequence[str],
+    limit: int,
+    kind: type[Bucket] = Bucket,
+    move: Callable[[Sequence[torch.Tensor], Sequence[str]], None] | None = None,
+) -> list[Bucket]:
     """Cut a group into buckets of consecutive parameters of one dtype, device and layout.
 
     Args:
@@ -275,28 +292,28 @@ def make_buckets(group: dict[str, object], labels: Sequence[str], limit: int, ki
         labels: A name for each parameter.
         limit: Bytes of parameters a bucket may hold; a larger parameter is a bucket alone.
         kind: Class of the buckets.
+        move: May move the parameters of a bucket, given with their names, before it is made. Default None: they stay.
 
     Raises:
-        ArgumentError: A parameter that the optimizer cannot run.
+        ArgumentError: A parameter that the optimizer cannot run; nothing was moved then.
     """
-    buckets: list[Bucket] = []
-    part: list[int] = []
+    parts: list[list[int]] = []
     size = 0
     params = group["params"]
-
-    def close() -> None:
-        if part:
-            buckets.append(kind(group, [params[i] for i in part], [labels[i] for i in part]))
-
     for i, p in enumerate(params):
         check_parameter(labels[i], p, group)
         width = shards.local(p).numel() * p.element_size()
-        first = params[part[0]] if part else p
+        first = params[parts[-1][0]] if parts else p
         alike = (first.dtype, first.device) == (p.dtype, p.device) and shards.layout_of(first) == shards.layout_of(p)
-        if part and (not alike or size + width > limit):
-            close()
-            part, size = [], 0
-        part.append(i)
+        if not parts or not alike or size + width > limit:
+            parts.append([])
+            size = 0
+        parts[-1].append(i)
         size += width
-    close()
+    buckets = []
+    for part in parts:
+        chosen, names = [params[i] for i in part], [labels[i] for i in part]
+        if move is not None:
+            move(chosen, names)
+        buckets.append(kind(group, chosen, names))
     return buckets

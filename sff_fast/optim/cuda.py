@@ -14,7 +14,7 @@ import torch
 from sff_fast.backends import cuda
 from sff_fast.errors import BackendError
 
-from .task import ADAMW_DTYPE
+from .task import ADAMW_DTYPE, OPTIONS_DTYPE
 
 _KEPT = 32
 _SHAPE = ("elements", "param_dtype", "state_type", "storing")
@@ -24,12 +24,17 @@ _plans: OrderedDict[tuple[torch.device, bytes], Plan] = OrderedDict()
 def why_absent() -> str:
     """Why the kernels cannot be used on this machine, empty where they can."""
     why = cuda.why_absent()
-    if not why and ADAMW_DTYPE.itemsize != cuda._cuda.ADAMW_TASK_BYTES:
-        return (
-            f"compiled from another version (optimizer entries of {cuda._cuda.ADAMW_TASK_BYTES} bytes, not "
-            f"{ADAMW_DTYPE.itemsize}): reinstall"
-        )
-    return why
+    if why:
+        return why
+    compiled = (cuda._cuda.ADAMW_TASK_BYTES, cuda._cuda.ADAMW_OPTIONS_BYTES)
+    expected = (ADAMW_DTYPE.itemsize, OPTIONS_DTYPE.itemsize)
+    if compiled != expected:
+        return f"compiled from another version (optimizer entries of {compiled} bytes, not {expected}): reinstall"
+    return ""
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 class Plan:
@@ -51,14 +56,39 @@ class Plan:
         cuda._cuda.check_adamw(packed)
         return torch.from_numpy(packed).pin_memory().to(self.device, non_blocking=True)
 
-    def step(self, tasks: torch.Tensor, factor: torch.Tensor | None) -> None:
-        """Launch the step: one kernel for each dtype, state type and way to store."""
+    @property
+    def pieces(self) -> int:
+        """Partial sums of squares that clipping adds up."""
+        return self._plan.pieces
+
+    def write(self, table: np.ndarray, packed: np.ndarray, to: torch.Tensor) -> None:
+        """Check a table and write bytes to the device, by launches that carry them."""
+        cuda._cuda.check_adamw(table.view(np.uint8))
         stream = torch.cuda.current_stream(self.device)
-        address = 0 if factor is None else factor.data_ptr()
+        self._call(cuda._cuda.write, packed, to.data_ptr(), cuda.index(self.device), stream.cuda_stream)
+
+    def prepare(
+        self,
+        tasks: torch.Tensor,
+        options: torch.Tensor,
+        count: int,
+        loss_scale: torch.Tensor | None,
+        found_inf: torch.Tensor | None,
+    ) -> None:
+        """Launch what counts the steps of tables on the device and computes their coefficients there."""
+        stream = torch.cuda.current_stream(self.device)
+        numbers = (count, _address(loss_scale), _address(found_inf))
         self._call(
-            self._plan.step, tasks.data_ptr(), self._image.data_ptr(), address, cuda.index(self.device), stream.cuda_stream
+            cuda._cuda.prepare, tasks.data_ptr(), options.data_ptr(), *numbers, cuda.index(self.device), stream.cuda_stream
         )
-        self._image.record_stream(stream)
+        self._record(tasks, stream)
+
+    def step(self, tasks: torch.Tensor, factor: torch.Tensor | None, found_inf: torch.Tensor | None = None) -> None:
+        """Launch the step: one kernel for each dtype, state type and way to store; none steps where ``found_inf`` is not 0."""
+        stream = torch.cuda.current_stream(self.device)
+        addresses = (tasks.data_ptr(), self._image.data_ptr(), _address(factor))
+        self._call(self._plan.step, *addresses, cuda.index(self.device), stream.cuda_stream, _address(found_inf))
+        self._record(self._image, stream)
 
     def clip(self, tasks: torch.Tensor, grad_scale: float, max_norm: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Launch the gradient's norm.
@@ -66,14 +96,37 @@ class Plan:
         Returns:
             The norm (float64), the factor of clipping (float32) and the sums of squares that they come from, on the device.
         """
-        stream = torch.cuda.current_stream(self.device)
-        sums = torch.empty(self._plan.pieces, dtype=torch.float64, device=self.device)
+        sums = torch.empty(self.pieces, dtype=torch.float64, device=self.device)
         clipped = torch.empty(cuda._cuda.CLIPPED_BYTES, dtype=torch.uint8, device=self.device)
+        return (*self.clip_into(tasks, sums, clipped, grad_scale, max_norm), sums)
+
+    def clip_into(
+        self,
+        tasks: torch.Tensor,
+        sums: torch.Tensor,
+        clipped: torch.Tensor,
+        grad_scale: float,
+        max_norm: float,
+        loss_scale: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Launch the gradient's norm into memory that is there; ``loss_scale`` on the device takes ``grad_scale``'s place.
+
+        Returns:
+            The norm (float64) and the factor of clipping (float32), on the device.
+        """
+        stream = torch.cuda.current_stream(self.device)
         numbers = (grad_scale, max_norm, clipped.data_ptr())
         addresses = (tasks.data_ptr(), self._image.data_ptr(), sums.data_ptr())
-        self._call(self._plan.clip, *addresses, *numbers, cuda.index(self.device), stream.cuda_stream)
-        self._image.record_stream(stream)
-        return clipped[:8].view(torch.float64)[0], clipped[8:12].view(torch.float32)[0], sums
+        self._call(self._plan.clip, *addresses, *numbers, cuda.index(self.device), stream.cuda_stream, _address(loss_scale))
+        for tensor in (self._image, sums, clipped):
+            self._record(tensor, stream)
+        return clipped[:8].view(torch.float64)[0], clipped[8:12].view(torch.float32)[0]
+
+    @staticmethod
+    def _record(tensor: torch.Tensor, stream: torch.cuda.Stream) -> None:
+        """Keep memory from being given to others before the stream is done with it; what a graph reads is kept by its owner."""
+        if not torch.cuda.is_current_stream_capturing():
+            tensor.record_stream(stream)
 
     def _call(self, function, *arguments: object) -> None:
         try:
@@ -82,22 +135,29 @@ class Plan:
             raise BackendError(f"the optimizer on {self.device}: {error}") from error
 
 
-def plan_of(table: np.ndarray, device: torch.device) -> Plan:
+def plan_of(table: np.ndarray, device: torch.device, capturable: bool = False) -> Plan:
     """The chunks of a table's shapes, from the last ones that were used where they are the same.
 
     Raises:
-        BackendError: A CUDA graph is being captured: a replay would repeat the coefficients of one step.
+        BackendError: A CUDA graph is being captured, and the step is not capturable (a replay would repeat the coefficients of
+            one step) or there was none outside of the capture.
     """
-    if torch.cuda.is_current_stream_capturing():
+    capturing = torch.cuda.is_current_stream_capturing()
+    if capturing and not capturable:
         raise BackendError(
             f"the optimizer on {device}: a CUDA graph is being captured, and replays would repeat one step's bias correction: "
-            f"call step() outside of the capture"
+            f"make the optimizer with capturable=True, or call step() outside of the capture"
         )
     shape = b"".join(
         [*(np.ascontiguousarray(table[name]).tobytes() for name in _SHAPE), (table["max_exp_avg_sq"] != 0).tobytes()]
     )
     key = (device, shape)
     if key not in _plans:
+        if capturing:
+            raise BackendError(
+                f"the optimizer on {device}: a CUDA graph is being captured, and the chunks of its parameters are not on the "
+                f"device yet: call step() once outside of the capture before"
+            )
         cuda.check_device(device)
         _plans[key] = Plan(table, device)
         while len(_plans) > _KEPT:

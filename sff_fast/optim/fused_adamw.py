@@ -18,8 +18,10 @@ from sff_fast.resident import keep_few_kernels
 
 from . import kernels, reference, shards
 from .buckets import Bucket, make_buckets
+from .capture import Resident
+from .flat import Homes
 from .offload import OffloadedBucket, Pipe
-from .options import check_clipping, check_options
+from .options import check_capturable, check_clipping, check_options
 from .release import GradientRelease
 from .replay import replayed_generators
 from .torch_state import match_groups, merged_group, torch_state_dict
@@ -31,7 +33,7 @@ OPTIMIZERS: weakref.WeakValueDictionary[int, FusedAdamW] = weakref.WeakValueDict
 """Living optimizers by the number under which compiled functions know them."""
 
 _handles = itertools.count()
-_OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes", "offload")
+_OWN = ("max_norm", "clip", "release_gradients", "grad_norm", "bucket_bytes", "offload", "flat_parameters")
 
 
 Part = tuple[Bucket, np.ndarray, list[torch.Tensor], np.ndarray]
@@ -79,6 +81,9 @@ class FusedAdamW(torch.optim.Optimizer):
         seed: Seed of the stochastic rounding and of the dither of bfloat16 and int8 second moments. Default 0.
         compensation: ``"kahan"`` keeps what rounding takes from bfloat16 and float16 parameters in a second tensor of their
             dtype. Default None.
+        capturable: Count steps, and read ``lr`` where it is a tensor, on the GPU, so that a CUDA graph may hold the step and
+            GradScaler's numbers are not waited for. For parameters on GPUs that the CUDA kernels run on; not with
+            ``release_gradients``, ``offload`` or ``clip="bucket"``. Default False.
         release_gradients: Step inside the backward pass, a bucket at a time, and free the gradients; ``step()`` then only
             does what is left. On the CPU freed memory is given back to the system and oneDNN keeps fewer kernels. Default
             False.
@@ -89,9 +94,12 @@ class FusedAdamW(torch.optim.Optimizer):
         bucket_bytes: Bytes of parameters a bucket holds. Default 32 MiB.
         offload: Keep the states and a copy of the parameters in the CPU's memory and step there, for parameters on CUDA
             devices; the copies overlap with the steps. Default False.
+        flat_parameters: Move the parameters of each bucket into one stretch of memory (``p.data = ...``), when the optimizer
+            is made and with at most one bucket of extra memory. Those whose memory somebody else holds stay, which is said;
+            one that is moved away later is followed. Default False: all stay where they are.
 
-    Every option but ``max_norm``, ``clip``, ``release_gradients``, ``bucket_bytes`` and ``offload`` may differ from group to
-    group.
+    Every option but ``max_norm``, ``clip``, ``release_gradients``, ``bucket_bytes``, ``offload``, ``flat_parameters`` and
+    ``capturable`` may differ from group to group.
 
     Raises:
         ArgumentError: An option or a parameter is not what it must be.
@@ -117,11 +125,13 @@ class FusedAdamW(torch.optim.Optimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
         compensation: str | None = None,
+        capturable: bool = False,
         release_gradients: bool = False,
         max_norm: float | None = None,
         clip: str = "global",
         bucket_bytes: int = BUCKET_BYTES,
         offload: bool = False,
+        flat_parameters: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -134,6 +144,7 @@ class FusedAdamW(torch.optim.Optimizer):
             "stochastic_rounding": stochastic_rounding,
             "seed": seed,
             "compensation": compensation,
+            "capturable": capturable,
         }
         check_options(defaults)
         check_clipping(max_norm, clip)
@@ -141,9 +152,13 @@ class FusedAdamW(torch.optim.Optimizer):
             raise ArgumentError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
         self.max_norm, self.clip = max_norm, clip
         self.release_gradients, self.bucket_bytes, self.offload = release_gradients, bucket_bytes, offload
+        self._expect_captures([{"capturable": capturable, "lr": 0.0, "params": ()}])
+        self.flat_parameters = flat_parameters
         self._grad_norm: float | torch.Tensor | None = None  # global, of the last step, where max_norm bounds it
         self._forget_buckets()
         super().__init__(params, defaults)
+        if flat_parameters:
+            self._buckets()
         if release_gradients:
             keep_few_kernels()
             self._release_now()
@@ -167,11 +182,18 @@ class FusedAdamW(torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             check_options(self.param_groups[-1])
+            self._expect_captures(self.param_groups)
         except ArgumentError:
             self.param_groups.pop()
             raise
         if self._release is not None:
             self._release.attach()
+
+    def _expect_captures(self, groups: Sequence[dict[str, object]]) -> bool:
+        """Whether steps are capturable; raises where other options do not go with that."""
+        by_bucket = self.max_norm is not None and self.clip == "bucket"
+        others = {"release_gradients=True": self.release_gradients, "offload=True": self.offload, "clip='bucket'": by_bucket}
+        return check_capturable(groups, others)
 
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in _OWN}}
@@ -189,6 +211,8 @@ class FusedAdamW(torch.optim.Optimizer):
         self._bucketed: list[tuple[dict[str, object], list[torch.Tensor], list[Bucket]]] = []
         self._release: GradientRelease | None = None
         self._pipes: dict[torch.device, Pipe] = {}
+        self._residents: dict[torch.device, Resident] = {}
+        self._homes = Homes()
         self._measured = False  # whether grad_norm is that of the gradients to come
 
     def _release_now(self) -> None:
@@ -206,7 +230,9 @@ class FusedAdamW(torch.optim.Optimizer):
             known = self._bucketed[k] if k < len(self._bucketed) else None
             if known is None or not self._fits(known, group):
                 names = group.get("param_names") or [str(number + i) for i in range(len(params))]
-                buckets = make_buckets(group, names, self.bucket_bytes, OffloadedBucket if self.offload else Bucket)
+                kind = OffloadedBucket if self.offload else Bucket
+                move = self._homes.move_in if self.flat_parameters else None
+                buckets = make_buckets(group, names, self.bucket_bytes, kind, move)
                 for bucket in buckets:
                     for i, p in enumerate(bucket.params):
                         if self.state.get(p):
@@ -216,6 +242,7 @@ class FusedAdamW(torch.optim.Optimizer):
             result += known[2]
             number += len(params)
         del self._bucketed[len(self.param_groups) :]
+        self._homes.say()
         return result
 
     @staticmethod
@@ -226,6 +253,7 @@ class FusedAdamW(torch.optim.Optimizer):
             and len(params) == len(group["params"])
             and all(p is q for p, q in zip(params, group["params"]))
             and all(bucket.amsgrad == bool(group["amsgrad"]) for bucket in buckets)
+            and all(bucket.capturable == bool(group.get("capturable")) for bucket in buckets)
         )
 
     # ------------------------------------------------------------------ step
@@ -262,6 +290,8 @@ class FusedAdamW(torch.optim.Optimizer):
                 )
             self._release.attach()
             self._release.flush()
+        elif self._expect_captures(self.param_groups):
+            self._run_resident(grad_scale, found_inf)
         elif found_inf is None or float(found_inf) == 0:
             self._run(self._buckets(), 1.0 if grad_scale is None else 1.0 / float(grad_scale))
 
@@ -356,12 +386,10 @@ class FusedAdamW(torch.optim.Optimizer):
             )
         return self._release.accumulating()
 
-    @torch.no_grad()
-    def _run(self, buckets: list[Bucket], grad_scale: float = 1.0) -> None:
+    def _work(self, buckets: list[Bucket]) -> list[tuple[Bucket, np.ndarray, list[torch.Tensor]]]:
+        """Buckets, their parameters that have a gradient, and these gradients; the parameters have a state now."""
         work = [(bucket, *bucket.gradients()) for bucket in buckets]
         work = [(bucket, active, grads) for bucket, active, grads in work if len(active)]
-        if not work:
-            return
         for bucket, active, _ in work:
             for i in active.tolist():
                 p = bucket.params[i]
@@ -370,6 +398,42 @@ class FusedAdamW(torch.optim.Optimizer):
                     self.state[p] = bucket.clear(i)
                 elif not bucket.holds(i, state):  # replaced from outside, as a loader that moves tensors does
                     self.state[p] = bucket.load(i, state)
+        return work
+
+    @torch.no_grad()
+    def _run_resident(self, loss_scale: torch.Tensor | None, found_inf: torch.Tensor | None) -> None:
+        """A step that every device counts for itself."""
+        work = self._work(self._buckets())
+        rows: dict[torch.device, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for bucket, active, grads in work:
+            if not kernels.captures(bucket.home):
+                raise ArgumentError(
+                    f"capturable=True: expected parameters on GPUs that the CUDA kernels run on, got parameter "
+                    f"{bucket.labels[0]} on {bucket.home}: use capturable=False"
+                )
+            rows.setdefault(bucket.device, []).append(bucket.resident_tasks(active, grads, self._decoupled))
+        if self.max_norm is not None and (len(rows) > 1 or any(bucket.layout is not None for bucket, *_ in work)):
+            raise ArgumentError(
+                "capturable=True with max_norm: expected whole parameters on one GPU, got shards or several: clip with "
+                "torch.nn.utils.clip_grad_norm_, or use capturable=False"
+            )
+        for device, some in rows.items():
+            table, options = (np.concatenate(part) for part in zip(*some))
+            resident = self._residents.setdefault(device, Resident(device))
+            self._grad_norm = resident.step(table, options, loss_scale, found_inf, self.max_norm)
+        self._count_writes([bucket.params[i] for bucket, active, _ in work for i in active.tolist()])
+
+    @staticmethod
+    def _count_writes(params: list[torch.Tensor]) -> None:
+        """Tell autograd that parameters changed."""
+        torch.autograd.graph.increment_version(params)
+        torch.autograd.graph.increment_version([shards.local(p) for p in params if shards.is_sharded(p)])
+
+    @torch.no_grad()
+    def _run(self, buckets: list[Bucket], grad_scale: float = 1.0) -> None:
+        work = self._work(buckets)
+        if not work:
+            return
         parts = [
             (bucket, active, grads, bucket.tasks(active, grads, grad_scale, self._decoupled)) for bucket, active, grads in work
         ]
@@ -386,9 +450,7 @@ class FusedAdamW(torch.optim.Optimizer):
             self._clip(parts, grad_scale)
             for device, table in _by_device(parts).items():
                 kernels.step(table, device)
-        stepped = [bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()]
-        torch.autograd.graph.increment_version(stepped)
-        torch.autograd.graph.increment_version([shards.local(p) for p in stepped if shards.is_sharded(p)])
+        self._count_writes([bucket.params[i] for bucket, active, _, _ in parts if bucket.native for i in active.tolist()])
         for bucket, active, grads, table in parts:
             if not bucket.native:
                 backends.choose("auto", bucket.device)  # says once that the slow way is taken, and why

@@ -28,6 +28,11 @@ def step(table: np.ndarray, device: torch.device) -> None:
         cpu._cpu.adamw(table.view(np.uint8), torch.get_num_threads(), cpu.forced_isa())
 
 
+def captures(device: torch.device) -> bool:
+    """Whether steps on a device may be captured in a graph: what ``capturable=True`` needs."""
+    return device.type == "cuda" and available(device)
+
+
 def clips(device: torch.device) -> bool:
     """Whether :func:`clipped_step` runs on a device."""
     return device.type == "cuda"

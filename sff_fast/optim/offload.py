@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from . import kernels, reference, shards
+from . import flat, kernels, reference, shards
 from .buckets import Bucket
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ class OffloadedBucket(Bucket):
 
     def _starts(self) -> list[int]:
         """Where each parameter begins in flat memory, cache lines apart, and the end."""
-        return np.cumsum([0, *(-(-n // 64) * 64 for n in self._elements)]).tolist()
+        return flat.starts_of(self._elements)
 
     def _views_of(self, flat: torch.Tensor, which: Sequence[int], starts: Sequence[int]) -> list[torch.Tensor]:
         return [flat.as_strided(self._shapes[i], self._strides[i], start) for i, start in zip(which, starts)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from sff_fast.errors import ArgumentError
 from sff_fast.stream import check_seed
 
-from .task import STATE_TYPES
+from .task import RATE_TYPES, STATE_TYPES
 
 STRUCTURE = ("state_dtype", "stochastic_rounding", "compensation")
 """Options that say how states lie in memory: a loaded checkpoint is converted to them and does not change them."""
@@ -46,6 +46,37 @@ def check_options(group: Mapping[str, object]) -> None:
     if group["compensation"] and group["stochastic_rounding"]:
         raise ArgumentError("compensation='kahan' and stochastic_rounding=True exclude each other: choose one")
     check_seed(group["seed"])
+
+
+def check_capturable(groups: Sequence[Mapping[str, object]], refused: Mapping[str, bool]) -> bool:
+    """Whether the steps of all groups are capturable.
+
+    Args:
+        groups: The parameter groups.
+        refused: Other options by name, and whether they are on: each needs the host in the middle of a step.
+
+    Raises:
+        ArgumentError: Groups differ in it, or it does not go with another option.
+    """
+    values = {bool(group.get("capturable")) for group in groups}
+    if len(values) > 1:
+        raise ArgumentError("capturable must be the same in all groups, got both True and False")
+    if not values or not values.pop():
+        return False
+    for name, on in refused.items():
+        if on:
+            raise ArgumentError(f"capturable=True and {name} exclude each other: the latter needs the host amid a step")
+    for group in groups:
+        lr = group["lr"]
+        if not isinstance(lr, torch.Tensor):
+            continue
+        devices = {p.device for p in group["params"]}
+        if lr.dtype not in RATE_TYPES or devices - {lr.device}:
+            raise ArgumentError(
+                f"lr with capturable=True must be a number, or a float32 or float64 tensor where the parameters are, got "
+                f"{lr.dtype} on {lr.device} for parameters on {', '.join(sorted(map(str, devices)))}"
+            )
+    return True
 
 
 CLIPPINGS = ("global", "bucket")

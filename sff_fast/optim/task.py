@@ -27,7 +27,49 @@ ADAMW_DTYPE = np.dtype(
     + [("reserved", "<u4")]
 )
 
+OPTIONS_DTYPE = np.dtype(
+    [("step", "<u8"), ("lr", "<u8"), ("lr_number", "<f8")]
+    + [(name, "<f8") for name in ("beta1", "beta2", "eps", "weight_decay")]
+    + [("seed", "<u8"), ("rate_type", "<i4"), ("maximize", "<u4"), ("decoupled", "<u4"), ("reserved", "<u4")]
+)
+"""Options of a parameter whose steps are counted on its device: the layout of ``AdamWOptions`` in csrc/cuda/adamw_options.h."""
+
+RATE_TYPES = {torch.float32: 1, torch.float64: 2}
+"""Of a learning rate that lies on the device, by its dtype; 0 is a number."""
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def powers(base: float, count: np.ndarray) -> np.ndarray:
+    """``base ** count`` by squaring, float64: the same bits on every machine, and as csrc/cuda/adamw_options.h has them.
+
+    A library's pow gives bits of its own. Of the result at most (2 * count + 1) * 2**-53 are wrong; of 1 - base ** count, which
+    is what counts, 2 / (1 - base) * 2**-53 and the rounding of the difference.
+    """
+    left, result, square = count.astype(np.uint64), np.ones(len(count)), base
+    while left.any():
+        result = np.where(left & np.uint64(1), result * square, result)
+        left, square = left >> np.uint64(1), square * square
+    return result
+
+
+def set_options(rows: np.ndarray, steps: np.ndarray, options: Mapping[str, object], decoupled: bool) -> None:
+    """Set what :func:`set_coefficients` would need, for a device that does it by itself.
+
+    Args:
+        rows: Entries of :data:`OPTIONS_DTYPE`.
+        steps: Addresses of the numbers of steps so far, float32.
+        options: As for :func:`set_coefficients`; a learning rate that is a tensor is read on the device at every step.
+        decoupled: Whether weight decay is AdamW's; else it joins the gradient.
+    """
+    lr = options["lr"]
+    rows["step"], rows["eps"], rows["weight_decay"] = steps, float(options["eps"]), float(options["weight_decay"])
+    rows["beta1"], rows["beta2"] = (float(beta) for beta in options["betas"])
+    rows["seed"], rows["maximize"], rows["decoupled"] = int(options["seed"]), bool(options["maximize"]), decoupled
+    if isinstance(lr, torch.Tensor):
+        rows["lr"], rows["rate_type"] = lr.data_ptr(), RATE_TYPES[lr.dtype]
+    else:
+        rows["lr_number"] = float(lr)
 
 
 def set_coefficients(
@@ -51,7 +93,7 @@ def set_coefficients(
     table["decay"] = 1.0 - lr * decay if decoupled else 1.0
     table["beta2"], table["eps"] = beta2, eps
     table["one_minus_beta1"], table["one_minus_beta2"] = 1.0 - beta1, 1.0 - beta2
-    table["correction"] = 1.0 / np.sqrt(1.0 - beta2**count)
-    table["step_size"] = lr / (1.0 - beta1**count)
+    table["correction"] = 1.0 / np.sqrt(1.0 - powers(beta2, count))
+    table["step_size"] = lr / (1.0 - powers(beta1, count))
     key = np.uint64(int(options["seed"])) + count.astype(np.uint64) * _GOLDEN
     table["round_seed"], table["dither"] = key, key >> np.uint64(32)

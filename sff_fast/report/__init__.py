@@ -44,8 +44,8 @@ _SWEPT = (
     "lines were tested, once."
 )
 _COMPARED = (
-    "Bands are one standard deviation over seeds. The ring marks the choice, which validation alone makes. The test errors of "
-    "other alphas say how much the choice matters, and are no reason for another one."
+    "Means over seeds with 95 % intervals. The ring marks the choice, which validation alone makes. The test errors of other "
+    "alphas say how much the choice matters, and are no reason for another one."
 )
 
 
@@ -216,8 +216,7 @@ def write_landscape(
         _landscape_sections(contours, surfaces),
         provenance.facts(metrics, **given),
         f"{metrics['variant']} on {Path(str(data['source'])).name}: landscape of the loss",
-        f"{settings['grid']} x {settings['grid']} points along two random directions; {data['context_length']} steps of context, "
-        f"{data['prediction_length']} steps ahead",
+        f"{settings['grid']} x {settings['grid']} points along two random directions; {provenance.window_in_words(data)}",
         None if arguments is None else provenance.command_line(arguments),
     )
     return _files(Path(out_dir), text, (("contours.png", contours, 3), ("surfaces.png", surfaces, 3)))

@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import platform
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-#: Distributions whose version can change a result.
-PACKAGES = ("torch", "numpy", "safetensors", "pandas", "transformers", "granite-tsfm", "matplotlib")
+#: Modules that can change a result once they are imported, and the distributions whose versions tell which.
+PACKAGES = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "safetensors": "safetensors",
+    "transformers": "transformers",
+    "chronos": "chronos-forecasting",
+    "tsfm_public": "granite-tsfm",
+    "momentfm": "momentfm",
+    "sktime": "sktime",
+    "uni2ts": "timecopilot-uni2ts",
+    "timesfm": "timesfm",
+    "timesfm3": "timesfm",
+    "peft": "peft",
+    "pandas": "pandas",
+    "pyarrow": "pyarrow",
+    "sklearn": "scikit-learn",
+    "scipy": "scipy",
+    "hessian_eigenthings": "hessian-eigenthings",
+    "matplotlib": "matplotlib",
+}
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that can change a result."""
+    """Versions of Python and of the packages that this process has imported and that can change a result."""
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for module, package in PACKAGES.items():
+        if module not in sys.modules:
+            continue
         try:
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
+        except metadata.PackageNotFoundError:  # a module of that name from elsewhere
             continue
     return versions
 
@@ -33,6 +55,22 @@ def command_line(arguments: Sequence[str]) -> str:
         One line, quoted for a POSIX shell.
     """
     return shlex.join(["sff-fast", *arguments])
+
+
+def window_in_words(data: Mapping[str, Any]) -> str:
+    """What a window is.
+
+    Args:
+        data: The ``data`` of a ``metrics.json``.
+    """
+    length = data["context_length"]
+    task = data.get("task", "forecast")
+    if task == "imputation":
+        rates = ", ".join(f"{rate:.4g}" for rate in data["mask_rates"])
+        return f"windows of {length} steps, patches of {data['patch_length']} hidden at a rate of {rates}"
+    if task == "anomaly":
+        return f"windows of {length} steps, segments of {data['segment_length']}"
+    return f"{length} steps of context, {data['prediction_length']} steps ahead"
 
 
 def facts(metrics: Mapping[str, Any], **more: Any) -> list[tuple[str, str]]:

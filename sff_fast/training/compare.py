@@ -12,14 +12,14 @@ from .. import tasks
 from ..data import ForecastData
 from ..distributed.group import refuse_several
 from ..errors import ArgumentError, CheckpointError
-from ..files import atomic_directory, read_json, write_json
+from ..files import atomic_directory, make_directory, read_json, write_json
 from .config import Settings, resolve_settings
 from .fit import settle
 from .identity import check_identity, describe, identity_of
 from .interrupts import Interrupted, StopRequest, stop_requests
 from .labels import ZERO_SHOT, alpha_text
 from .log import RunLog
-from .output import COMPARISON, begin_output, check_output
+from .output import COMPARISON, alone_in_output, begin_output, check_output
 from .pristine import PristineModel
 from .progress import Progress, Silent
 from .result import CompareResult, RunResult, build_metrics
@@ -36,6 +36,7 @@ DEFAULTS = {
 }
 
 
+@alone_in_output
 def compare(
     make_adapter: Callable[[], Any],
     data: ForecastData,
@@ -87,7 +88,7 @@ def compare(
     tasks.check(models.pristine(), data)
     folder = None if out is None else check_output(out, resume, overwrite, models.pristine().source)
     heaviest = max((zero_shot, *tuned), key=lambda settings: STRATEGIES[settings.strategy].tunes_fully)
-    _, memory = settle(models.pristine(), data, heaviest, options, folder, overwrite)
+    _, memory = settle(models.pristine(), data, heaviest, options, folder, overwrite, models.host_bytes)
     if memory is not None:
         models.spend()  # it may have been cast
         options.update(memory["chosen"])
@@ -106,7 +107,7 @@ def compare(
         rehearse(models, tuned, plan)
     if folder is not None and not begun:
         begin_output(folder, overwrite)
-        (folder / "state").mkdir(exist_ok=True)
+        make_directory(folder / "state")
         write_json(folder / "state" / COMPARISON, {"format": FORMAT, "identity": identity_of(description)})
         if memory is not None:
             write_json(folder / "memory.json", memory)

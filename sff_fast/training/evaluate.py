@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -18,12 +19,10 @@ from .config import resolve_device
 from .interrupts import StopRequest
 from .progress import Progress, Silent
 from .runtime import seeded
+from .stages import SLACK, Stages
 from .windows import WindowErrors
 
 PARTS = ("train", "val", "test")
-
-_SLACK = 16 << 20
-"""Bytes by which what batches of forecasts free may pile up in the CPU's memory."""
 
 
 def evaluate(
@@ -92,12 +91,13 @@ def evaluate_windows(
     progress: Progress,
     parallel: Parallel | None = None,
     record: WindowErrors | None = None,
+    stages: Stages | None = None,
 ) -> dict[str, Any]:
     """The errors over a part, for a model that is on the device already.
 
     The global random generators are as before afterwards, and families that draw samples draw the same ones every time,
     so that when and how often a run validates changes nothing else. Several processes (``parallel``) deal out the batches of
-    one, and each computes the errors of all. ``record`` receives the error of every window.
+    one, and each computes the errors of all. ``record`` receives the error of every window, ``stages`` are those of the run.
 
     Raises:
         Interrupted: A stop was asked for.
@@ -111,8 +111,9 @@ def evaluate_windows(
         # A seed of its own for each batch: errors of sampled forecasts must not be the same in all of them.
         return evaluation.predict(adapter, windows.batch(indices).to(device), seed=int(indices[0])).to("cpu")
 
-    ceiling = Ceiling(_SLACK)
-    with seeded(0, device):
+    ceiling = Ceiling(SLACK)
+    stage = contextlib.nullcontext() if stages is None else stages.evaluating(min(batch_size, len(windows)))
+    with stage, seeded(0, device):
         for indices, output in parallel.each(torch.arange(len(windows)).split(batch_size), predict):
             batch = windows.batch(indices)
             errors = evaluation.update(output, batch)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..files import AppendedFile
 
 
 class RunLog:
@@ -20,6 +20,7 @@ class RunLog:
 
     Raises:
         CheckpointError: The file is shorter than ``length``, so lines of it are lost.
+        OutputError: The file cannot be written; so too by the methods.
     """
 
     def __init__(self, path: Path | None, length: int = 0) -> None:
@@ -32,22 +33,17 @@ class RunLog:
                 f"{str(path)!r} has {present} bytes, and the save to resume from was made at {length}: lines were "
                 "lost; restore the file, or start again (overwrite)"
             )
-        self._file = open(path, "ab")  # noqa: SIM115  (closed by close)
-        self._file.truncate(length)
+        self._file = AppendedFile(path, length)
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one line; numbers that JSON cannot hold (NaN, infinity) become null."""
         if self._file is not None:
             line = json.dumps({"event": event, **finite(fields)}, allow_nan=False)
             self._file.write(line.encode("utf-8") + b"\n")
-            self._file.flush()
 
     def sync(self) -> int:
         """Bring the lines to the disk and return the length of the file in bytes (0 without a file)."""
-        if self._file is None:
-            return 0
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        return 0 if self._file is None else self._file.sync()
 
     def close(self) -> None:
         """Close the file."""

@@ -14,7 +14,6 @@ import torch
 
 from ..data import ForecastData, epoch_order
 from ..distributed.parallel import Parallel
-from ..resident import return_freed_memory
 from .config import Settings
 from .evaluate import measure
 from .interrupts import Interrupted, StopRequest
@@ -24,6 +23,7 @@ from .progress import Progress
 from .recompute import recomputing
 from .runtime import capture_rng, environment, restore_rng, seed_all
 from .schedules import SCHEDULES
+from .stages import Stages
 from .state import Saved, StateStore, join_tensors, split_tensors
 from .stepping import NotFiniteLossError, Stepper
 from .strategies import STRATEGIES, Method, Phase, trainable
@@ -89,6 +89,7 @@ class Trainer:
         progress: Told after every step.
         parallel: The processes that train together, each with a trainer of its own; the model is placed. Default: this one
             alone.
+        stages: Told of the run's stages. Default: of its own.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Trainer:
         stop: StopRequest,
         progress: Progress,
         parallel: Parallel | None = None,
+        stages: Stages | None = None,
     ) -> None:
         self.adapter = adapter
         self.data = data
@@ -119,6 +121,7 @@ class Trainer:
         self.stop = stop
         self.progress = progress
         self.parallel = Parallel() if parallel is None else parallel
+        self.stages = Stages(settings.device) if stages is None else stages
         self.phases = STRATEGIES[settings.strategy].phases(settings)
         self.windows = len(data.train)
         self.at = Position()
@@ -208,7 +211,7 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             parameters = stack.enter_context(trainable(self.adapter, phase))
             stack.enter_context(recomputing(self.adapter, settings.activation_checkpointing))
-            return_freed_memory()  # of evaluations, in pieces that gradients and states do not fit into
+            self.stages.begin_phase()
             example = self.data.train.batch(torch.tensor([0])).to(settings.device)
             stack.enter_context(self.parallel.training(self.adapter, example))
             stepper = Stepper(self.adapter, self.data, settings, parameters, self.parallel, self.method)
@@ -259,8 +262,7 @@ class Trainer:
             self.progress.update(count, stage="train", epoch=at.epoch + 1, loss=value, lr=lr)
             if at.step % LOG_EVERY == 0:
                 self.log.write("step", epoch=at.epoch + 1, step=at.step, loss=value, lr=lr)
-            if at.position == count:
-                return_freed_memory()  # of gradients among which the first step has put the states
+            self.stages.stepped()
             self.stop.check()
             if settings.checkpoint_every is not None and at.step % settings.checkpoint_every == 0:
                 self._save()
@@ -286,8 +288,7 @@ class Trainer:
             self._diverge(f"the forecasts for the validation part are not finite after epoch {at.epoch}")
 
     def _validate(self) -> dict[str, Any]:
-        return_freed_memory()  # of training steps, in pieces that a forecast's tensors do not fit into
-        metrics = measure(
+        return measure(
             self.adapter,
             self.data,
             "val",
@@ -296,9 +297,8 @@ class Trainer:
             stop=self.stop,
             progress=self.progress,
             parallel=self.parallel,
+            stages=self.stages,
         )
-        return_freed_memory()
-        return metrics
 
     def _steps(self, phase: Phase) -> int:
         """Steps that the phase can take."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from ..errors import ArgumentError, OutputError
-from ..files import check_output_directory
+from ..files import check_output_directory, claimed_directory, make_directory, remove_tree
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 WRITTEN = (
     "metrics.json",
+    "state",
     "memory.json",
     "report.html",
     "learning_curves.png",
@@ -27,9 +34,9 @@ WRITTEN = (
     "runs",
     "windows",
     "sweep.png",
-    "state",
 )
-"""What a run or comparison writes into its folder, in the order in which ``overwrite`` removes it."""
+"""What a run or comparison writes into its folder, in the order in which ``overwrite`` removes it: first what makes the rest a
+run that is finished or can be resumed."""
 
 COMPARISON = "comparison.json"
 """In ``state/``, marks a folder that holds a comparison of runs, not a run."""
@@ -72,15 +79,29 @@ def begin_output(folder: Path, overwrite: bool) -> None:
     """Make an output folder, or remove the earlier run in it.
 
     Raises:
-        OutputError: The folder cannot be made.
+        OutputError: The folder cannot be made, or something in it cannot be removed.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the output folder {str(folder)!r}: {error.strerror}; choose another") from error
+    make_directory(folder)
     for name in WRITTEN if overwrite else ():
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove_tree(folder / name)
+
+
+def alone_in_output(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function with the arguments ``out``, ``resume`` and ``overwrite`` have its output folder for itself.
+
+    Raises:
+        OutputError: Another process, or another run of this one, writes into the folder.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        out, options = given.arguments["out"], given.arguments
+        if out is None:
+            return function(*args, **kwargs)
+        with claimed_directory(out, overwrite=options["overwrite"], resume=options["resume"]):
+            return function(*args, **kwargs)
+
+    return alone

@@ -1,19 +1,23 @@
 """Intervals of paired differences whose noise has two sources: the seeds of the runs and the windows they were tested on.
 
 Every seed is tested on the same windows, so the two are crossed: drawing anew means other seeds (the outer unit) and other
-stretches of time (for all seeds the same ones). Neighbouring windows overlap and are no independent observations: time is
-drawn in blocks of consecutive windows, each as long as a window's context and horizon together, with all channels and series
-of a time step in one block. For a mean the bootstrap over seeds and blocks has a variance in closed form, which is used
-instead of replicates, so that an interval has no noise of its own; with the usual n / (n - 1) for both sources.
+stretches of time (for all seeds the same ones). For a mean the bootstrap over seeds and blocks of windows has a variance in
+closed form, which is used instead of replicates, so that an interval has no noise of its own: that of the mean over seeds,
+with n / (n - 1), plus that of the mean over time (:mod:`blocks`). What varies between runs of one seed and over time counts in
+both, as it does in the bootstrap of crossed sources, which errs to the safe side.
+
+The half width is the root of the sum of both sources' squared half widths, each with Student's t of its own degrees of
+freedom. With one source that is Student's interval; with two normal ones it holds at least as often as it says, however few
+the seeds and whichever source is the larger, which Satterthwaite's weights do not: over two or three seeds they trust a
+variance that is small by chance.
 
 Several intervals are made to hold together by Bonferroni's correction, which is valid whatever the comparisons share. The
 sharper max-t method was measured and left: it estimates how comparisons are correlated from the same few seeds, and with 3
 and 5 of them all of 11 intervals held in 74 and 91 % of cases instead of 95.
 
-Sources: Kuensch, "The jackknife and the bootstrap for general stationary observations", Annals of Statistics 1989 (blocks);
-Politis & Romano, "A circular block-resampling procedure for stationary data", 1992; Owen, "The pigeonhole bootstrap", Annals
-of Applied Statistics 2007 (crossed sources); Satterthwaite, "An approximate distribution of estimates of variance
-components", Biometrics Bulletin 1946 (degrees of freedom of a sum of variances).
+Sources: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007 (crossed sources); Banerjee, "Approximate confidence
+interval for linear functions of means of k populations when the population variances are not equal", Sankhya 1960, and Ruben,
+"A simple conservative and robust solution of the Behrens-Fisher problem", Sankhya A 2002 (the half width).
 """
 
 from __future__ import annotations
@@ -25,11 +29,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import ArgumentError
+from .blocks import block_length, variance_of_mean
 from .statistics import student_quantile
 from .windows import WindowErrors
-
-FEW_SEEDS = 3
-"""With more than one seed and up to so many the seeds alone give the degrees of freedom."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +59,8 @@ class WindowSeries:
         return cls(starts, counts, sums / counts, windows.span)
 
     @property
-    def block(self) -> int:
-        """Starts in a block: as many as lie within a window's length of the first, at the densest place."""
+    def overlap(self) -> int:
+        """Starts within a window's length of the first, at the densest place: their windows share rows."""
         return int((np.searchsorted(self.starts, self.starts + self.span) - np.arange(len(self.starts))).max())
 
 
@@ -71,13 +73,13 @@ class Sample:
         means: float64 [S], the difference of each seed, over all windows.
         over_time: float64 [T], the deviation of the difference at each start, mean over seeds, from the overall mean,
             weighted by its windows; None where windows are not known.
-        block: Starts in a block.
+        overlap: Starts within a window's length.
     """
 
     seeds: tuple[int, ...]
     means: np.ndarray
     over_time: np.ndarray | None
-    block: int = 1
+    overlap: int = 1
 
     @classmethod
     def of(
@@ -107,19 +109,12 @@ class Sample:
                 raise ArgumentError("runs can be compared only over the same windows: evaluate them on the same part of the data")
         difference = np.mean([a.errors - b.errors for a, b in zip(first, second, strict=True)], axis=0)
         weights = one.counts / one.counts.mean()
-        return cls(tuple(seeds), means, weights * (difference - np.average(difference, weights=one.counts)), one.block)
+        return cls(tuple(seeds), means, weights * (difference - np.average(difference, weights=one.counts)), one.overlap)
 
     @property
     def blocks(self) -> float:
         """Blocks that the windows make; 0 where windows are not known."""
-        return 0.0 if self.over_time is None else len(self.over_time) / self.block
-
-    def block_means(self) -> np.ndarray | None:
-        """The mean of every block of consecutive starts, the end joined to the beginning; None below two blocks."""
-        if self.blocks < 2:
-            return None
-        sums = np.cumsum(np.concatenate([[0.0], self.over_time, self.over_time[: self.block - 1]]))
-        return (sums[self.block :] - sums[: -self.block]) / self.block
+        return 0.0 if self.over_time is None else len(self.over_time) / block_length(len(self.over_time), self.overlap)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +126,8 @@ class Interval:
         low: Lower bound; None where nothing can be said.
         high: Upper bound.
         covers: What would vary in a repetition: ``"seeds and windows"``, ``"seeds"``, ``"windows"`` or None. With one seed
-            only the windows can be spoken of, with less than two blocks of windows only the seeds.
-        degrees: Degrees of freedom.
+            only the windows can be spoken of, with windows that make less than two spans only the seeds.
+        degrees: Degrees of freedom of each source, by its name.
         together: How many intervals hold together, this one included: Bonferroni's correction is for so many.
     """
 
@@ -140,7 +135,7 @@ class Interval:
     low: float | None
     high: float | None
     covers: str | None
-    degrees: int | None
+    degrees: dict[str, float]
     together: int
 
 
@@ -156,25 +151,22 @@ def intervals(samples: Sequence[Sample], level: float = 0.95) -> list[Interval]:
     return [_interval(sample, known, level, together) for sample, known in zip(samples, parts)]
 
 
-def _variances(sample: Sample) -> list[tuple[str, float, float]]:
-    """What the mean difference would vary with: the name of each source that is known, its variance, and degrees of freedom."""
-    n, blocks, known = len(sample.means), sample.block_means(), []
+def _variances(sample: Sample) -> dict[str, tuple[float, float]]:
+    """What the mean difference would vary with: the variance of each source that is known, and its degrees of freedom."""
+    n, known = len(sample.means), {}
     if n > 1:
-        known.append(("seeds", float(sample.means.var(ddof=1)) / n, n - 1))
-    if blocks is not None:
-        degrees = sample.blocks - 1
-        known.append(("windows", float(np.mean(blocks**2)) / degrees, degrees))
+        known["seeds"] = (float(sample.means.var(ddof=1)) / n, n - 1)
+    of_windows = None if sample.over_time is None else variance_of_mean(sample.over_time, sample.overlap)
+    if of_windows is not None:
+        known["windows"] = of_windows
     return known
 
 
-def _interval(sample: Sample, known: Sequence[tuple[str, float, float]], level: float, together: int) -> Interval:
+def _interval(sample: Sample, known: dict[str, tuple[float, float]], level: float, together: int) -> Interval:
     mean = math.fsum(sample.means) / len(sample.means)
+    degrees = {name: freedom for name, (_, freedom) in known.items()}
     if not known:
-        return Interval(mean, None, None, None, None, together)
-    variance = math.fsum(part for _, part, _ in known)
-    freedom = variance**2 / math.fsum(part**2 / degrees for _, part, degrees in known) if variance > 0 else known[0][2]
-    # A variance over two or three seeds is too vague for Satterthwaite's weights, which then trust a small one.
-    few = 1 < len(sample.means) <= FEW_SEEDS
-    degrees = len(sample.means) - 1 if few else max(1, math.floor(freedom + 1e-9))
-    half = student_quantile(1 - (1 - level) / together, degrees) * math.sqrt(variance)
-    return Interval(mean, mean - half, mean + half, " and ".join(name for name, _, _ in known), degrees, together)
+        return Interval(mean, None, None, None, degrees, together)
+    each = 1 - (1 - level) / together
+    half = math.sqrt(math.fsum(student_quantile(each, freedom) ** 2 * variance for variance, freedom in known.values()))
+    return Interval(mean, mean - half, mean + half, " and ".join(known), degrees, together)

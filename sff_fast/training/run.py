@@ -15,8 +15,8 @@ from .. import tasks
 from ..data import ForecastData
 from ..distributed.parallel import Parallel, processes
 from ..errors import ArgumentError, CheckpointError
-from ..files import read_json, write_json
-from ..resident import keep_few_kernels, return_freed_memory
+from ..files import claimed_directory, read_json, write_json
+from ..resident import keep_few_kernels
 from .config import PRECISIONS, Settings, resolve_settings
 from .evaluate import measure
 from .fit import settle
@@ -28,6 +28,7 @@ from .output import COMPARISON, begin_output, check_output
 from .progress import Progress, Silent
 from .result import RunResult, build_metrics, zero_shot_entry
 from .runtime import determinism, environment, peak_memory, reset_peak_memory, seeded
+from .stages import Stages
 from .state import Saved, StateStore
 from .strategies import STRATEGIES, check_processes, check_trainable, is_prepared
 from .weights import BestWeights
@@ -161,7 +162,8 @@ def finetune(
 
     Raises:
         ArgumentError: A setting is not allowed, or the lengths do not fit the model.
-        OutputError: ``out`` cannot be written, or holds a run and neither ``resume`` nor ``overwrite`` was given.
+        OutputError: ``out`` cannot be written, is in use by another process, or holds a run and neither ``resume`` nor
+            ``overwrite`` was given.
         CheckpointError: The run in ``out`` has other settings, data or model, or none of its states is whole.
         BackendError: Another process of the job was lost.
     """
@@ -174,7 +176,7 @@ def finetune(
         "micro_batch": micro_batch,
         "eval_batch_size": eval_batch_size,
     }
-    with processes(parallel, device) as several:
+    with processes(parallel, device) as several, contextlib.ExitStack() as claim:
         settings = resolve_settings(
             adapter,
             strategy=strategy,
@@ -207,6 +209,7 @@ def finetune(
         group, folder = several.group, None
         check_processes(settings.strategy, group.size)
         if out is not None:
+            group.lead(lambda: claim.enter_context(claimed_directory(out, overwrite=overwrite, resume=resume)))
             folder = group.lead(lambda: check_output(out, resume, overwrite, adapter.source))
         if settings.max_memory is not None and group.size > 1:
             raise ArgumentError(
@@ -291,6 +294,7 @@ def run_one(
     with contextlib.ExitStack() as stack:
         stack.enter_context(determinism(settings.deterministic))
         stack.enter_context(seeded(settings.seed, settings.device))
+        stages = Stages(settings.device)
         evaluation = functools.partial(
             measure,
             adapter,
@@ -300,6 +304,7 @@ def run_one(
             stop=stop,
             progress=progress,
             parallel=parallel,
+            stages=stages,
         )
         if not group.writes:  # every process would say the same
             stack.enter_context(warnings.catch_warnings())
@@ -316,7 +321,7 @@ def run_one(
         stack.callback(progress.close)
         adapter.model.to(settings.device, PRECISIONS[settings.precision])
         parallel.place(adapter)
-        return_freed_memory()  # of weights that were cast
+        stages.loaded()
         if zero_shot is None:
             zero_shot, of_zero_shot = _measure_zero_shot(evaluation, settings, data)
             zero_shot = group.say(zero_shot)  # times and peaks are those of one process
@@ -356,6 +361,7 @@ def run_one(
                 stop=stop,
                 progress=progress,
                 parallel=parallel,
+                stages=stages,
             )
             if saved is not None:
                 trainer.restore(saved)

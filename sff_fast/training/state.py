@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,7 +24,16 @@ from safetensors import SafetensorError, safe_open
 from ..distributed.checkpoint import Like, has_parts, read_parts, write_parts
 from ..distributed.group import Group
 from ..errors import CheckpointError
-from ..files import atomic_directory, read_json, save_safetensors, sha256, write_json
+from ..files import (
+    atomic_directory,
+    copy_file,
+    make_directory,
+    read_json,
+    remove_tree,
+    save_safetensors,
+    sha256,
+    write_json,
+)
 
 FORMAT = 1
 _NAME = re.compile(r"^save-(\d{6,})$")
@@ -106,14 +114,14 @@ class StateStore:
         if self.group.writes:
             whole = [path for path in self._folders() if path not in self._damaged]
             for path in [*self._damaged, *whole[: -self.keep]]:
-                shutil.rmtree(path)
+                remove_tree(path)
             self._damaged = []
         self.group.barrier()
         return target
 
     def _begin(self, stack: contextlib.ExitStack) -> tuple[Path, Path]:
         """The new folder, and its temporary name until the stack is closed."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self.directory)
         present = self._folders()
         number = int(_NAME.match(present[-1].name)[1]) + 1 if present else 0
         target = self.directory / f"save-{number:06d}"
@@ -123,7 +131,7 @@ class StateStore:
         """The newest save that is whole, or None when nothing was ever saved.
 
         Raises:
-            CheckpointError: There are saves, and none of them is whole; or the newest is of another format.
+            CheckpointError: There are saves, and none of them is whole and of this format.
         """
         reasons = []
         for folder in reversed(self._folders()):
@@ -144,11 +152,11 @@ class StateStore:
         """Remove all but the newest saves, and the weights beside them that a running run works with."""
         folders = self._folders()
         for path in folders[: len(folders) - keep]:
-            shutil.rmtree(path)
+            remove_tree(path)
         for path in self.directory.glob("*.safetensors"):
-            path.unlink()
+            remove_tree(path)
         if not keep and self.directory.is_dir():
-            shutil.rmtree(self.directory)
+            remove_tree(self.directory)
 
     def _folders(self) -> list[Path]:
         if not self.directory.is_dir():
@@ -160,7 +168,7 @@ class StateStore:
 def _complete(folder: Path, content: dict[str, Any], copies: Mapping[str, Path], hashes: Mapping[str, str]) -> None:
     """Copy what is copied, and write ``state.json``; what has a hash already is not read again."""
     for name, source in copies.items():
-        shutil.copyfile(source, folder / f"{name}.safetensors")
+        copy_file(source, folder / f"{name}.safetensors")
     files = {
         path.name: {"sha256": hashes.get(path.name) or sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())

@@ -14,7 +14,7 @@ from .. import tasks
 from ..data import ForecastData
 from ..distributed.group import refuse_several
 from ..errors import ArgumentError, CheckpointError
-from ..files import read_json, write_json
+from ..files import make_directory, read_json, write_json
 from ..smooth import remember_smoothing
 from .compare import OF_A_RUN, check_arguments, check_comparison, check_list, directory_of, rehearse
 from .config import PRECISIONS, Settings, resolve_settings
@@ -25,7 +25,7 @@ from .identity import describe, identity_of
 from .interrupts import Interrupted, StopRequest, stop_requests
 from .labels import ZERO_SHOT
 from .log import RunLog, finite
-from .output import COMPARISON, begin_output, check_output
+from .output import COMPARISON, alone_in_output, begin_output, check_output
 from .pristine import PristineModel
 from .progress import Progress, Silent
 from .result import CompareResult, RunResult, build_metrics
@@ -65,6 +65,7 @@ class Point:
         return ", ".join([f"{self.alpha:g}", *(f"{name}={value:g}" for name, value in self.groups.items())])
 
 
+@alone_in_output
 def sweep(
     make_adapter: Callable[[], Any],
     data: ForecastData,
@@ -132,7 +133,8 @@ def sweep(
     baselines = _check_baselines(baselines)
     folder = check_output(out, resume, overwrite, models.pristine().source)
     job = _Job(models, data, points, seeds, baselines, halving, folder, options, plan)
-    _, memory = settle(models.pristine(), data, job.settings_of(points[0], seeds[0]), options, folder, overwrite)
+    heaviest = job.settings_of(points[0], seeds[0])
+    _, memory = settle(models.pristine(), data, heaviest, options, folder, overwrite, models.host_bytes)
     if memory is not None:
         models.spend()  # it may have been cast
         options.update(memory["chosen"])
@@ -144,7 +146,7 @@ def sweep(
     if not begun:
         rehearse(models, [job.settings_of(one, seeds[0]) for one in (*points, *baselines)], plan)
         begin_output(folder, overwrite)
-        (folder / "state").mkdir(exist_ok=True)
+        make_directory(folder / "state")
         write_json(folder / "state" / COMPARISON, {"format": FORMAT, "identity": identity_of(job.description)})
         if memory is not None:
             write_json(folder / "memory.json", memory)

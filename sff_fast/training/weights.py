@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from ..distributed.group import Group
 from ..distributed.weights import put, whole
 from ..errors import CheckpointError
-from ..files import atomic_write, safetensors_order, save_safetensors
+from ..files import copy_file, make_directory, safetensors_order, save_safetensors
 from ..shards import local
 from .state import iterate_safetensors
 
@@ -96,7 +95,7 @@ class BestWeights:
                 else:
                     self._memory[name] = tensor.to("cpu", copy=True)
         elif self.group.writes:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(self.path.parent)
             save_safetensors(self.path, tensors, fetch=whole)
         else:
             for name in safetensors_order(tensors):
@@ -113,6 +112,5 @@ class BestWeights:
     def restore(self, saved: Path) -> None:
         """Take the best weights of a save; only for weights that are kept in a file."""
         if self.group.writes:
-            with open(saved, "rb") as source, atomic_write(self.path) as target:
-                shutil.copyfileobj(source, target, 1 << 20)
+            copy_file(saved, self.path)
         self.group.barrier()

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ArgumentError, CheckpointError
-from ..files import save_safetensors
+from ..files import make_directory, save_safetensors
 
 FOLDER = "windows"
 """Folder beside ``metrics.json`` that holds them: ``test.safetensors`` of the run, ``zero-shot.safetensors`` where that run
@@ -93,7 +93,7 @@ class WindowErrors:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file with a tensor a column."""
-        path.parent.mkdir(exist_ok=True)
+        make_directory(path.parent)
         columns = {name: torch.from_numpy(self[name]) for name in self._parts}
         save_safetensors(path, columns, {"format": "1", "span": str(self.span)})
 

@@ -11,7 +11,7 @@ int sff_shim_adamw(const sff::AdamWTask* tasks, int64_t count, int32_t largest, 
     for (const sff::AdamWBucket& bucket : chunks.buckets) {
         sff::Shape shape = {grid, block};
         if (grid == 0 && sff::adamw_shape_of(bucket, shape) != cudaSuccess) return -1;
-        if (sff::launch_adamw(bucket, tasks, chunks.chunks.data(), factor, shape, nullptr) != cudaSuccess) return -1;
+        if (sff::launch_adamw(bucket, tasks, chunks.chunks.data(), factor, nullptr, shape, nullptr) != cudaSuccess) return -1;
     }
     return static_cast<int>(chunks.buckets.size());
 }
@@ -21,7 +21,7 @@ double sff_shim_clip(const sff::AdamWTask* tasks, int64_t count, double grad_sca
     const sff::AdamWChunks chunks = sff::cut_adamw(tasks, count);
     const int64_t pieces = static_cast<int64_t>(chunks.pieces.size());
     std::unique_ptr<double[]> sums(new double[chunks.pieces.size() + 1]());
-    if (sff::launch_clipping(pieces, tasks, chunks.pieces.data(), sums.get(), grad_scale, max_norm, clipped, nullptr) != cudaSuccess)
+    if (sff::launch_clipping(pieces, tasks, chunks.pieces.data(), sums.get(), grad_scale, nullptr, max_norm, clipped, nullptr) != cudaSuccess)
         std::abort();
     double total = 0;
     for (int64_t i = 0; i < pieces; ++i) total += sums[static_cast<size_t>(i)];
@@ -45,7 +45,7 @@ int64_t sff_shim_adamw_arguments(const sff::AdamWTask* tasks, int64_t count, int
         memcpy(out, &arguments, sizeof arguments);
         return static_cast<int64_t>(sizeof arguments);
     }
-    const sff::AdamWLaunch arguments = sff::arguments_of(cut.buckets.at(0), tasks, chunks, factor);
+    const sff::AdamWLaunch arguments = sff::arguments_of(cut.buckets.at(0), tasks, chunks, factor, nullptr);
     memcpy(out, &arguments, sizeof arguments);
     return static_cast<int64_t>(sizeof arguments);
 }

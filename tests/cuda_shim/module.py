@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sysconfig
 from types import ModuleType
@@ -14,11 +15,12 @@ CSRC = ROOT / "csrc"
 SOURCES = (
     CSRC / "bindings_cuda.cpp",
     CSRC / "bindings_cuda_optim.cpp",
-    *(CSRC / "cuda" / name for name in ("chunks.cpp", "adamw_chunks.cpp", "smooth.cu", "adamw.cu")),
+    *(CSRC / "cuda" / name for name in ("chunks.cpp", "adamw_chunks.cpp", "smooth.cu", "adamw.cu", "adamw_resident.cu")),
     *(CSRC / "cpu" / name for name in ("check_tasks.cpp", "check_adamw.cpp")),
 )
 
 
+@functools.cache
 def load() -> ModuleType:
     """Compile the module where no earlier run did, and import it. Its device addresses are this process's."""
     import pybind11

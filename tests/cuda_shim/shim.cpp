@@ -1,4 +1,5 @@
 // The CUDA backend as a plain C library: the unmodified kernels and host code on the CPU, through cuda_runtime.h beside this.
+#define SHIM_WARPS
 #include "../../csrc/cuda/chunks.cpp"
 #include "../../csrc/cuda/smooth.cu"
 
@@ -20,6 +21,11 @@ int64_t sff_shim_chunks(const sff::Task* tasks, int64_t count, int32_t largest, 
     const sff::Chunks chunks = sff::cut_into_chunks(tasks, count, largest);
     for (int64_t i = 0; i < room && i < static_cast<int64_t>(chunks.chunks.size()); ++i) out[i] = chunks.chunks[static_cast<size_t>(i)];
     return static_cast<int64_t>(chunks.chunks.size());
+}
+
+// The variant of the kernel that bucket `index` takes.
+int sff_shim_variant(const sff::Task* tasks, int64_t count, int32_t largest, int index) {
+    return sff::cut_into_chunks(tasks, count, largest).buckets.at(static_cast<size_t>(index)).variant;
 }
 
 // What launch() hands to the kernel of bucket `index`, for tables that lie at the given addresses.

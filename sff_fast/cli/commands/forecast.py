@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sff_fast.cli.options import COUNT, gap_options, machine_options, model_options, seed_option
+from sff_fast.cli.options import COUNT, machine_options, model_options, seed_option, table_options
+from sff_fast.cli.sources import ModelSource, TableSource
 
 if TYPE_CHECKING:
     from sff_fast.training import TableForecast
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Forecast what follows a table, as CSV.")
 @model_options
-@click.option("--data", metavar="FILE", required=True, help="CSV, parquet or .npy; a date column is found.")
-@gap_options
+@table_options
 @click.option("--context-length", type=COUNT, metavar="N", required=True, help="Time steps that the model sees: the last ones.")
 @click.option("--prediction-length", type=COUNT, metavar="N", required=True, help="Time steps to forecast.")
 @click.option(
@@ -37,12 +37,8 @@ if TYPE_CHECKING:
 @click.option("--out", metavar="FILE", help="CSV file to write.  [default: standard output]")
 @click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
 def forecast(
-    family: str,
-    checkpoint: str | None,
-    tiny: bool,
-    data: str,
-    fill: str | None,
-    drop: bool,
+    model: ModelSource,
+    table: TableSource,
     context_length: int,
     prediction_length: int,
     split: str | None,
@@ -54,8 +50,8 @@ def forecast(
     overwrite: bool,
 ) -> None:
     """Forecast what follows the end of a table, as CSV in the data's own units."""
-    from sff_fast.cli.sources import open_model, use_threads
-    from sff_fast.data import Scaler, read_table, split_borders
+    from sff_fast.cli.job import use_threads
+    from sff_fast.data import Scaler, split_borders
     from sff_fast.errors import OutputError
     from sff_fast.files import atomic_write
     from sff_fast.training import forecast as library
@@ -63,15 +59,15 @@ def forecast(
     if out is not None and Path(out).exists() and not overwrite:
         raise OutputError(f"--out {out!r} exists: give another file, or --overwrite to replace it")
     use_threads(threads)
-    adapter = open_model(family, checkpoint, tiny)
-    table = read_table(data, fill=fill, drop=drop)
+    adapter = model()
+    read = table.read()
     scaler = None
     if split is not None:
-        borders = split_borders(len(table), split, context_length, prediction_length, table.source)
-        scaler = Scaler.fit(table.values[slice(*borders.train)])
+        borders = split_borders(len(read), split, context_length, prediction_length, read.source)
+        scaler = Scaler.fit(read.values[slice(*borders.train)])
     result = library(
         adapter,
-        table,
+        read,
         context_length,
         prediction_length,
         scaler=scaler,

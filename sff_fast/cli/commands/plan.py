@@ -73,9 +73,9 @@ def plan(
         if path is not None:
             raise click.UsageError("--memory makes no plan that --save could write: give one of them")
         from sff_fast.cli.footprint import show_memory
-        from sff_fast.cli.sources import open_model
+        from sff_fast.cli.sources import ModelSource
 
-        show_memory(open_model(family, checkpoint, tiny), context_length, prediction_length, as_json=as_json, **run)
+        show_memory(ModelSource(family, checkpoint, tiny)(), context_length, prediction_length, as_json=as_json, **run)
         return
     if factory is not None:
         if checkpoint is not None or tiny:
@@ -88,9 +88,9 @@ def plan(
             if path is not None:
                 found.save(path)  # runs it again where something is opaque
     else:
-        from sff_fast.cli.sources import open_model
+        from sff_fast.cli.sources import ModelSource
 
-        found = open_model(family, checkpoint, tiny).plan()
+        found = ModelSource(family, checkpoint, tiny)().plan()
         if path is not None:
             found.save(path)
     click.echo(json.dumps({**found.to_json(), "totals": found.totals()}, indent=2) if as_json else str(found))

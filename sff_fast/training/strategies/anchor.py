@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ...errors import CheckpointError
-from ...files import save_safetensors, sha256
+from ...files import make_directory, save_safetensors, sha256
 
 FILE = "start.safetensors"
 
@@ -40,7 +40,7 @@ class Anchor:
             self._tensors = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
             return
         if not resumed:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(self._path.parent)
             save_safetensors(self._path, {name: p.detach() for name, p in parameters.items()})
         try:
             with safe_open(self._path, framework="pt") as file:
