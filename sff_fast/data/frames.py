@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,12 @@ import numpy as np
 
 from ..errors import DataError, require
 from .raw import RawTable
+
+# What numpy raises for a damaged file depends on the byte of its header, a Python literal, that is hit.
+_NPY_DAMAGE = (
+    *(ArithmeticError, EOFError, LookupError, MemoryError, OSError, RecursionError, SyntaxError, TypeError, ValueError),
+    tokenize.TokenError,
+)
 
 
 def from_array(values: np.ndarray, source: str = "the array") -> RawTable:
@@ -69,7 +76,7 @@ def read_npy(path: Path) -> RawTable:
         values = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"cannot read the data file {source!r}: it does not exist; check the path") from error
-    except (OSError, ValueError, EOFError) as error:
+    except _NPY_DAMAGE as error:
         raise DataError(f"cannot read the NumPy file {source!r}: {' '.join(str(error).split())}") from error
     return from_array(values, repr(source))
 

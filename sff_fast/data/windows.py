@@ -64,9 +64,9 @@ class WindowSet:
         self.border = border
         self.stride = stride
         self.channel_independent = channel_independent
-        self.n_starts = (border[1] - border[0] - context_length - prediction_length) // stride + 1
+        self.n_starts: int = (border[1] - border[0] - context_length - prediction_length) // stride + 1
         self._n_rows = series.shape[1] if channel_independent else series.shape[0]
-        self.n_all = self.n_starts * (series.shape[0] if channel_independent else 1)
+        self.n_all: int = self.n_starts * (series.shape[0] if channel_independent else 1)
         if self.n_starts < 1 or border[0] < 0 or border[1] > self._n_rows:
             raise ArgumentError(f"rows {border[0]} to {border[1]} of {self._n_rows} hold no window")
         self._n = self.n_all if subset is None else subset
