@@ -10,7 +10,8 @@ FORMATTED := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' | sort)
 TIDY := $(filter-out %_isa.cpp,$(wildcard csrc/cpu/*.cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models-env models-into-python cuda-tools cuda-tools-if-can browser-driver browser-driver-if-can gpu-check demo test test-slow test-exhaustive lint tidy format docs coverage mutation bench doctor clean
+MINUTES ?= 60
+.PHONY: help setup models-env models-into-python cuda-tools cuda-tools-if-can browser-driver browser-driver-if-can gpu-check demo test test-slow test-exhaustive lint tidy format docs coverage mutation fuzz bench doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -32,7 +33,7 @@ demo: setup  ## zero-shot, from scratch, full and smoothed fine-tuning on real w
 test: setup .venv/.models cuda-tools-if-can browser-driver-if-can  ## the test suite, with nvcc's code where nvcc is there or can be had
 	$(PYTEST) -m "not slow and not exhaustive"
 
-test-slow: setup .venv/.models .venv/.docs .venv/.lint cuda-tools  ## builds, sanitizers, more sizes, kills
+test-slow: setup .venv/.models .venv/.docs .venv/.lint .venv/.fuzz cuda-tools  ## builds, sanitizers, more sizes, kills
 	$(PYTEST) -m slow
 
 test-exhaustive: setup  ## all input words, 1e8 elements and draws (half an hour or more); writes docs/exhaustive.md
@@ -71,6 +72,9 @@ coverage: setup .venv/.models .venv/.lint  ## lines that the tests run: Python u
 mutation: setup  ## breaks the kernels one token at a time; writes docs/mutation.md (an hour)
 	$(BIN)/python tools/mutate_kernels.py
 
+fuzz: setup .venv/.fuzz  ## parsers, Python layer and kernels' tables, MINUTES=60 for each; found inputs go to build/fuzz/found
+	$(BIN)/python tools/fuzz.py --minutes $(MINUTES)
+
 bench: setup  ## speed of smoothing against its peers
 	$(BIN)/python benchmarks/bench_smooth.py
 
@@ -94,7 +98,7 @@ $(1) -m pip install --quiet -c requirements/constraints.txt -r requirements/mode
 $(1) -m pip install --quiet --no-deps -r requirements/models-no-deps.txt
 endef
 
-.venv/.docs .venv/.lint: .venv/.%: requirements/%.txt requirements/constraints.txt .venv/.packages
+.venv/.docs .venv/.fuzz .venv/.lint: .venv/.%: requirements/%.txt requirements/constraints.txt .venv/.packages
 	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -r $<
 	touch $@
 

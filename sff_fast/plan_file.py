@@ -109,14 +109,20 @@ def _read_tables(
         return {}, {}, None
     if not isinstance(entry, Mapping) or not all(isinstance(entry.get(key), str) for key in ("file", "sha256")):
         raise PlanError(f"{str(path)!r} is not a valid init plan: tables must name a file and its sha256")
+    if not Path(entry["file"]).name:
+        raise PlanError(f"{str(path)!r} is not a valid init plan: tables must name a file and its sha256")
     file = path.with_name(Path(entry["file"]).name)
     if not file.is_file():
         raise PlanError(f"the plan {str(path)!r} needs its tables in {str(file)!r}, which is missing")
     if sha256(file) != entry["sha256"]:
         raise PlanError(f"{str(file)!r} does not have the sha256 that {str(path)!r} recorded: it was changed or is damaged")
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    stored = load(file.read_bytes())
+    try:
+        stored = load(file.read_bytes())
+    except (SafetensorError, KeyError) as error:  # KeyError: of a dtype that torch lacks
+        raise PlanError(f"{str(file)!r} is no valid safetensors file: {' '.join(str(error).split())}") from error
     tables, samples = {}, {}
     for parameter in parameters:
         for i, segment in enumerate(parameter.segments):
@@ -126,6 +132,11 @@ def _read_tables(
             values = stored.get(_table_key(parameter.name, i))
             if values is None:
                 raise PlanError(f"{str(file)!r} lacks the values of segment {i} of {parameter.name!r}")
-            values = torch.view_as_complex(values) if parameter.dtype.is_complex else values
+            if parameter.dtype.is_complex:
+                if values.ndim == 0 or values.shape[-1] != 2 or not values.is_floating_point():
+                    raise PlanError(
+                        f"{str(file)!r}: the values of segment {i} of {parameter.name!r} are no pairs of real numbers"
+                    )
+                values = torch.view_as_complex(values)
             (tables if distribution.kind == "table" else samples)[(parameter.name, i)] = values
     return tables, samples, entry.get("seed")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, eq
 
 import numpy as np
 import torch
@@ -21,7 +21,13 @@ from sff_fast.plan import InitPlan
 from sff_fast.stream import rounding_key
 
 Key = tuple[Hashable, ...]
-_LAYOUT, _STATE = attrgetter("layout"), attrgetter("shape", "dtype", "device")
+_LAYOUT = attrgetter("layout")
+_STATE = (
+    *map(attrgetter, ("shape", "dtype", "device")),
+    torch.Tensor.data_ptr,
+    torch.Tensor.stride,
+    torch.Tensor.is_inference,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,9 @@ class Prepared:
     """A call that was checked.
 
     Attributes:
-        key: What it depends on besides the seed, from :func:`key_of`.
+        key: What it depends on besides the seed and the parameters, from :func:`key_of`.
+        names: Names of all parameters of the model.
+        state: What the parameters were, a column of :data:`_STATE` each.
         plan_hash: Content hash of the plan.
         plan: The plan itself, which must still be the one of that identity. A weak reference: a plan knows its factory, which
             may know the model, and what is kept here must not keep the model alive.
@@ -43,6 +51,8 @@ class Prepared:
     """
 
     key: Key | None
+    names: tuple[str, ...]
+    state: tuple[tuple, ...]
     plan_hash: str
     plan: weakref.ref[InitPlan]
     shrink: Mapping[str, float]
@@ -64,7 +74,7 @@ _LAST: weakref.WeakKeyDictionary[nn.Module, Prepared] = weakref.WeakKeyDictionar
 
 
 def key_of(parameters: Mapping[str, torch.Tensor], plan: object, *arguments: Hashable) -> Key | None:
-    """What a checked call depends on besides the seed; None where a later call has to look again.
+    """What a checked call depends on besides the seed and the parameters; None where a later call has to look again.
 
     That is the case for a plan that is still to be found, and for parameters that are no plain dense :class:`nn.Parameter`.
 
@@ -75,19 +85,29 @@ def key_of(parameters: Mapping[str, torch.Tensor], plan: object, *arguments: Has
     """
     if not isinstance(plan, InitPlan):
         return None
-    tensors = tuple(parameters.values())
-    # Whole columns rather than a loop over parameters: this is most of what a second call costs.
+    tensors = parameters.values()
+    # Here and below whole columns rather than a loop over parameters: this is most of what a second call costs.
     if {nn.Parameter, *map(type, tensors)} != {nn.Parameter} or {torch.strided, *map(_LAYOUT, tensors)} != {torch.strided}:
         return None
-    state = (_STATE, torch.Tensor.data_ptr, torch.Tensor.stride, torch.Tensor.is_inference)
-    columns = (tuple(map(column, tensors)) for column in state)
-    return (id(plan), plan.hash, torch.is_inference_mode_enabled(), *arguments, tuple(parameters), *columns)
+    return (id(plan), plan.hash, torch.is_inference_mode_enabled(), *arguments)
 
 
-def recall(model: nn.Module, key: Key | None) -> Prepared | None:
-    """The last call on this model, where it had the same key."""
+def state_of(parameters: Mapping[str, torch.Tensor]) -> tuple[tuple, ...]:
+    """What plain dense parameters are, a column of :data:`_STATE` each."""
+    return tuple(tuple(map(column, parameters.values())) for column in _STATE)
+
+
+def recall(model: nn.Module, key: Key | None, parameters: Mapping[str, torch.Tensor]) -> Prepared | None:
+    """The last call on this model, where it had the same key and the parameters are what they were."""
     last = _LAST.get(model) if key is not None else None
-    return last if last is not None and last.plan() is not None and last.key == key else None
+    if last is None or last.plan() is None or last.key != key or len(last.names) != len(parameters):
+        return None
+    tensors = parameters.values()
+    # Compared as they come: columns that are built first cost a second pass, and the garbage collector looks through them.
+    same = all(map(eq, last.names, parameters)) and all(
+        all(map(eq, before, map(column, tensors))) for column, before in zip(_STATE, last.state)
+    )
+    return last if same else None
 
 
 def remember(model: nn.Module, prepared: Prepared) -> None:

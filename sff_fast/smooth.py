@@ -232,7 +232,7 @@ def _apply(
     parameters = named_parameters(model, prefix)
     inner = unwrap(model)
     known = prepared.key_of(parameters, plan, tuple(factors), prefix, backend, rounding, subset) if rng == "philox" else None
-    call = prepared.recall(inner, known)
+    call = prepared.recall(inner, known, parameters)
     if call is not None and backends.choose(backend, torch.device("cpu"))[0] == "cpu":
         used, ran = cpu.run_packed(call.packed(key), threads), {"cpu": "cpu"}
     else:
@@ -252,6 +252,8 @@ def _apply(
             used, ran, records = _run_kernels(pairs, plan, key, backend, rounding, threads)
         call = prepared.Prepared(
             key=known,
+            names=tuple(parameters),
+            state=() if known is None or records is None else prepared.state_of(parameters),
             plan_hash=plan.hash,
             plan=weakref.ref(plan),
             shrink={name: matched[name][0] for name in changed},
@@ -267,7 +269,8 @@ def _apply(
             records=records,
         )
         prepared.remember(inner, call)
-    _bump_versions([parameters[name] for name in call.versioned])
+    everything = len(call.versioned) == len(parameters)
+    _bump_versions(list(parameters.values()) if everything else [parameters[name] for name in call.versioned])
     return SmoothReport(
         seed=key,
         stream_version=STREAM_VERSION,
@@ -288,8 +291,8 @@ def _apply(
 def _bump_versions(parameters: list[nn.Parameter]) -> None:
     """Tell autograd that parameters were written, and the memory of sharded ones; all of them have a version counter."""
     torch.autograd.graph.increment_version(parameters)
-    sharded = [memory for p in parameters if type(p) is not nn.Parameter and (memory := shards.local(p)) is not p]
-    torch.autograd.graph.increment_version(sharded)
+    if {nn.Parameter, *map(type, parameters)} != {nn.Parameter}:
+        torch.autograd.graph.increment_version([memory for p in parameters if (memory := shards.local(p)) is not p])
 
 
 def _check_rng(rng: str, backend: str, rounding: str, threads: int | None) -> None:

@@ -75,6 +75,11 @@ def marked(*, with_package: bool = False) -> list:
     return [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow], id=name) for name in names]
 
 
+def doing(task: str) -> list:
+    """As :func:`marked`, of the variants that can do a task."""
+    return [parameter for parameter in marked() if task in variants()[parameter.values[0]].tasks]
+
+
 def is_installed(variant: str) -> bool:
     """Whether the package of a variant is there."""
     module = variants()[variant].module

@@ -1,14 +1,20 @@
 """A fresh process that makes one run, or a sweep of two alphas: ``sweep_run.py finetune|sweep mapped|kept FOLDER``.
 
 The model is a Timer of 36 million parameters, loaded from safetensors (mapped) or made from random numbers (kept). Prints one
-line of JSON: the process's peak memory, and the model's size, in bytes.
+line of JSON: the peak of the process's own memory, and the model's size, in bytes.
+
+Own memory is what is resident without pages of files: libraries and checkpoints, which the system drops and reads again as it
+likes. The peak is read at the end of every short stretch between two batches, and both reading and what is taken off are of
+that stretch, so that neither another program's need of memory nor the machine's load has a say.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
+import resource
 import sys
 import warnings
 from pathlib import Path
@@ -24,6 +30,8 @@ from sff_fast.resident import return_freed_memory
 from sff_fast.training import finetune, sweep
 from sff_fast.training.pristine import Snapshot
 from sff_fast.training.runtime import peak_memory, reset_peak_memory
+
+run_module = importlib.import_module("sff_fast.training.run")
 
 
 def make() -> Adapter:
@@ -45,31 +53,51 @@ def main(what: str, place: str, folder: Path) -> dict[str, int]:
     weights = sum(t.nbytes for t in [*adapter.model.parameters(), *adapter.model.buffers()])
     found = {"weights": weights}
     if what == "finetune":
-        reset_peak_memory("cpu")
-        finetune(adapter, data, "sff", out=folder, **options)
-        return {**found, "peak": peak_memory("cpu")}
+        with OwnPeak() as watch:
+            finetune(adapter, data, "sff", out=folder, progress=watch, **options)
+        return {**found, "peak": watch.peak}
     found["host_bytes"] = Snapshot(adapter.model, adapter.source).host_bytes
     del adapter
     gc.collect()
     return_freed_memory()
-    reset_peak_memory("cpu")
-    # Every run begins a new measurement of its own: the largest of them, and of what is between them, is the sweep's.
-    peaks = []
+    with OwnPeak() as watch:
+        sweep(opened, data, (0.5, 0.9), (0,), folder, baselines=(), progress=watch, **options)
+    return {**found, "peak": watch.peak}
 
-    class Watch:
-        def start(self, total: int, label: str) -> None:
-            peaks.append(peak_memory("cpu"))
 
-        def update(self, n: int, **fields: object) -> None:
-            peaks.append(peak_memory("cpu"))
+class OwnPeak:
+    """The peak of this process's own memory while it is entered; a progress that reads it at every batch.
 
-        def epoch(self, record: dict[str, object]) -> None: ...
+    Runs begin a measurement of the peak for themselves: what was before is read first.
+    """
 
-        def close(self) -> None:
-            peaks.append(peak_memory("cpu"))
+    def __init__(self) -> None:
+        self.peak = 0
 
-    sweep(opened, data, (0.5, 0.9), (0,), folder, baselines=(), progress=Watch(), **options)
-    return {**found, "peak": max(*peaks, peak_memory("cpu"))}
+    def __enter__(self) -> OwnPeak:
+        reset_peak_memory("cpu")
+        run_module.reset_peak_memory = lambda device: self.read()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.read()
+        run_module.reset_peak_memory = reset_peak_memory
+
+    def read(self) -> None:
+        of_files = int(Path("/proc/self/statm").read_text().split()[2]) * resource.getpagesize()
+        self.peak = max(self.peak, peak_memory("cpu") - of_files)
+        reset_peak_memory("cpu")
+
+    def start(self, total: int, label: str) -> None:
+        self.read()
+
+    def update(self, n: int, **fields: object) -> None:
+        self.read()
+
+    def epoch(self, record: dict[str, object]) -> None: ...
+
+    def close(self) -> None:
+        self.read()
 
 
 if __name__ == "__main__":

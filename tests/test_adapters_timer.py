@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sff_fast.adapters import TimerAdapter, load, tiny
+from sff_fast import adapters
+from sff_fast.adapters import TimerAdapter, tiny
 from sff_fast.data import Batch
 from sff_fast.errors import ArgumentError, CheckpointError, OutputError
 from sff_fast.models.timer import Timer, TimerConfig
+
+load = functools.partial(adapters.load, allow_pickle=True)
 
 SMALL = TimerConfig(patch_len=8, d_model=16, d_ff=24, e_layers=2, n_heads=4, dropout=0.1, max_patches=10)
 

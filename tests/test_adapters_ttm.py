@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import socket
@@ -12,10 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sff_fast.adapters import TTMAdapter, load, tiny
+from sff_fast import adapters
+from sff_fast.adapters import TTMAdapter, tiny
 from sff_fast.data import Batch, ForecastData, read_table
 from sff_fast.errors import ArgumentError, CheckpointError, MissingPackageError
 from sff_fast.metrics import ForecastMetrics
+
+load = functools.partial(adapters.load, allow_pickle=True)
 
 tinytimemixer = pytest.importorskip("tsfm_public.models.tinytimemixer", reason="granite-tsfm is not installed")
 

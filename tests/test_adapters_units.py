@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -11,10 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sff_fast.adapters import UniTSAdapter, load, tiny
+from sff_fast import adapters
+from sff_fast.adapters import UniTSAdapter, tiny
 from sff_fast.data import Batch
 from sff_fast.errors import ArgumentError, CheckpointError
 from sff_fast.models.units import UniTS, UniTSConfig, UniTSTask
+
+load = functools.partial(adapters.load, allow_pickle=True)
 
 TASKS = (
     UniTSTask("LTF_A_p6", "A", 3, seq_len=16, pred_len=6),
@@ -85,7 +89,8 @@ sys.path.insert(0, {str(__file__.rsplit("/", 2)[0])!r})
 import sff_fast
 from safetensors.torch import load_file
 io = load_file({str(test_data / "golden" / "units" / "io.safetensors")!r})
-forecast = sff_fast.load("units", {str(tmp_path / "saved")!r}).forecast(io["long_term_forecast.input"], 96).mean
+adapter = sff_fast.load("units", {str(tmp_path / "saved")!r}, allow_pickle=True)
+forecast = adapter.forecast(io["long_term_forecast.input"], 96).mean
 assert (forecast - io["long_term_forecast.output"]).abs().max() <= 1e-5
 """
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

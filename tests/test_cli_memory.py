@@ -33,12 +33,26 @@ def test_plan_prints_the_parts_of_the_peak(capsys: pytest.CaptureFixture[str]) -
     assert lines[0] == (
         "fp32, optimizer fused-adam, int8 states, released gradients, micro-batches of 8, evaluation of 256 windows at a time"
     )
-    assert [line.split("  ")[-1] for line in lines[1:]][-1] == "peak of the run"
+    meanings = [line.split("  ")[-1] for line in lines[1:]]
+    several = ["pre-trained weights that compare and sweep keep on the host", "peak of compare and sweep"]
+    assert meanings[-3:] == ["peak of the run", *several]
     assert run(*PLAN, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"]["optimizer"] == "adam"
     predicted = found["predicted"]
     assert predicted["peak"] == max(predicted["training"], predicted["evaluating"], predicted["process"] + predicted["start"])
+    # A random model is in no file: compare and sweep keep all of its weights.
+    assert found["several"] == {"kept": predicted["weights"], "peak": predicted["peak"] + predicted["weights"]}
+
+
+def test_plan_knows_that_a_checkpoints_weights_need_not_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sff_fast.adapters import tiny
+
+    tiny("timer").save(tmp_path / "model")
+    model = ("--family", "timer", "--checkpoint", tmp_path / "model", "--context-length", 96, "--prediction-length", 24)
+    assert run("plan", "--memory", *model, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["several"] == {"kept": 0, "peak": found["predicted"]["peak"]}
 
 
 def test_plan_says_what_max_memory_would_choose(capsys: pytest.CaptureFixture[str]) -> None:

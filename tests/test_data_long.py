@@ -185,6 +185,28 @@ def test_time_stamps_of_several_offsets_are_converted_and_all_offsets_named(tmp_
     assert "were converted to UTC from 3 different offsets (+00:00, +01:00, UTC)" in table.notes[0]
 
 
+def test_time_stamps_of_a_zone_in_a_frame_or_parquet_file_are_converted_and_the_zone_named(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    local = pandas.Series(HOURS).dt.tz_localize("UTC").dt.tz_convert("Asia/Tokyo")
+    frame = pandas.DataFrame({"time": local, "x": [1.0, 2, 4, 3, 5, 6]})
+    frame.to_parquet(tmp_path / "a.parquet")
+    for source in (frame, frame.set_index("time"), tmp_path / "a.parquet"):
+        table = read_table(source)
+        np.testing.assert_array_equal(table.timestamps, HOURS)
+        assert table.notes == ("the time stamps in column 'time' were converted to UTC from Asia/Tokyo",)
+    frame["time"] = local.dt.tz_convert("UTC")
+    assert read_table(frame).notes == ()
+
+
+def test_an_index_that_is_no_time_is_left_out_and_named() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"x": [1.0, 2, 4]}, index=["2024-01-01", "2024-01-02", "2024-01-03"])
+    (note,) = read_table(frame).notes
+    assert note == "the index, such as ['2024-01-01'], holds no time stamps of pandas and was left out"
+    assert read_table(frame.reset_index(drop=True)[1:]).notes == ()
+
+
 def test_a_constant_series_is_named_before_training_and_left_out_with_drop(tmp_path: Path) -> None:
     long = {"flat": [1.0] * 6, **SERIES}
     path = write(tmp_path, rows_of(long))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_fakes import place_of
 
 from sff_fast.data import Batch, Borders, ForecastData, Scaler, Table, WindowSet, epoch_order, read_table, split_borders
 from sff_fast.errors import ArgumentError, DataError
@@ -76,7 +77,7 @@ def test_the_windows_of_etth1_are_as_many_as_published_and_standardised_by_the_t
 
 @pytest.mark.parametrize("channel_independent", [True, False])
 @pytest.mark.parametrize("stride", [1, 7])
-def test_every_window_holds_the_rows_that_locate_names(channel_independent: bool, stride: int) -> None:
+def test_every_window_holds_the_rows_of_its_place(channel_independent: bool, stride: int) -> None:
     data = ForecastData(table(), "0.6,0.2,0.2", 16, 5, stride, channel_independent)
     seen: dict[str, set] = {}
     for name, windows in (("train", data.train), ("val", data.val), ("test", data.test)):
@@ -87,7 +88,7 @@ def test_every_window_holds_the_rows_that_locate_names(channel_independent: bool
         assert batch.target.is_contiguous()
         assert batch.index.tolist() == list(range(len(windows)))
         for index in range(len(windows)):
-            row, channel = windows.locate(index)
+            row, channel = place_of(windows, index)
             channels = [channel] if channel_independent else [0, 1, 2]
             assert (batch.channel is None) == (channel is None) == (not channel_independent)
             for position, c in enumerate(channels):
@@ -144,7 +145,7 @@ def test_an_index_outside_of_the_part_is_refused(bad: list[int]) -> None:
     with pytest.raises(ArgumentError, match=f"indices must lie from 0 to {len(data.val) - 1}"):
         data.val.batch(torch.tensor(bad))
     with pytest.raises(ArgumentError, match="indices must lie from 0 to"):
-        data.val.locate(len(data.val))
+        place_of(data.val, len(data.val))
     with pytest.raises(ArgumentError, match="indices must be one-dimensional, got shape"):
         data.val.batch(torch.zeros(2, 2, dtype=torch.int64))
 
@@ -165,8 +166,8 @@ def test_a_fraction_takes_evenly_spaced_windows_of_all_channels() -> None:
     full = ForecastData(table(), "0.6,0.2,0.2", 16, 5)
     tenth = ForecastData(table(), "0.6,0.2,0.2", 16, 5, train_fraction=0.1)
     assert (len(full.train), len(tenth.train)) == (300, 30)
-    everything = [full.train.locate(i) for i in range(300)]
-    assert [tenth.train.locate(i) for i in range(30)] == everything[::10]
+    everything = [place_of(full.train, i) for i in range(300)]
+    assert [place_of(tenth.train, i) for i in range(30)] == everything[::10]
     batch, whole = tenth.train.batch(torch.tensor([29, 3])), full.train.batch(torch.tensor([290, 30]))
     assert torch.equal(batch.context, whole.context)
     assert torch.equal(batch.target, whole.target)
@@ -177,7 +178,7 @@ def test_a_fraction_takes_evenly_spaced_windows_of_all_channels() -> None:
 def test_a_fraction_covers_the_whole_train_part(fraction: float, n: int) -> None:
     data = ForecastData(table(), "0.6,0.2,0.2", 16, 5, train_fraction=fraction)
     assert len(data.train) == n
-    places = [data.train.locate(i) for i in range(n)]
+    places = [place_of(data.train, i) for i in range(n)]
     assert len(set(places)) == n
     assert places == sorted(places, key=lambda place: (place[1], place[0]))
     if n > 2:

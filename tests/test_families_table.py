@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def test_the_table_of_families_has_a_row_for_every_variant_with_its_package_and_
         assert package == (cls.package or "none")
         assert set(tasks.split(", ")) == cls.tasks
         assert licence == families_table.PUBLISHED[variant].licence
+
+
+def test_the_page_of_tasks_names_who_can_do_which():
+    text = " ".join((families_table.ROOT / "docs" / "tasks.md").read_text().split())
+    for task, words in (("imputation", " also impute"), ("anomaly", " detect anomalies")):
+        named = re.search(rf"((?:`[a-z0-9.-]+`(?:, | and )?)+){words}", text)
+        assert re.findall("`(.*?)`", named[1]) == [name for name, cls in variants().items() if task in cls.tasks]
+    assert all("forecast" in cls.tasks for cls in variants().values())
 
 
 @pytest.mark.parametrize("variant", families_table.PUBLISHED)

@@ -78,14 +78,15 @@ def test_channels_and_horizon_steps_are_told_apart() -> None:
     prediction, target = draw(11)
     metrics = ForecastMetrics(4, 3)
     metrics.update(prediction, target)
+    found = metrics.to_json()
     for step in range(4):
         mse, mae = exact(prediction[:, step], target[:, step])
-        assert metrics.mse_per_horizon[step] == pytest.approx(mse, rel=1e-14)
-        assert metrics.mae_per_horizon[step] == pytest.approx(mae, rel=1e-14)
+        assert found["mse_per_horizon"][step] == pytest.approx(mse, rel=1e-14)
+        assert found["mae_per_horizon"][step] == pytest.approx(mae, rel=1e-14)
     for channel in range(3):
         mse, mae = exact(prediction[:, :, channel], target[:, :, channel])
-        assert metrics.mse_per_channel[channel] == pytest.approx(mse, rel=1e-14)
-        assert metrics.mae_per_channel[channel] == pytest.approx(mae, rel=1e-14)
+        assert found["mse_per_channel"][channel] == pytest.approx(mse, rel=1e-14)
+        assert found["mae_per_channel"][channel] == pytest.approx(mae, rel=1e-14)
 
 
 def test_channel_independent_batches_give_the_same_errors_as_joint_ones() -> None:
@@ -105,9 +106,9 @@ def test_channel_independent_batches_give_the_same_errors_as_joint_ones() -> Non
 def test_a_channel_without_a_window_has_no_error_and_does_not_dilute_the_mean() -> None:
     metrics = ForecastMetrics(2, 3)
     metrics.update(torch.ones(4, 2, 1), torch.zeros(4, 2, 1), torch.tensor([0, 2, 2, 2]))
-    assert metrics.mse_per_channel == [1.0, None, 1.0]
+    assert metrics.to_json()["mse_per_channel"] == [1.0, None, 1.0]
     assert metrics.mse == 1.0
-    assert metrics.mse_per_horizon == [1.0, 1.0]
+    assert metrics.to_json()["mse_per_horizon"] == [1.0, 1.0]
 
 
 def test_small_errors_are_not_lost_behind_large_ones() -> None:
@@ -191,8 +192,10 @@ def test_shapes_that_do_not_fit_are_refused(prediction: tuple, target: tuple, ch
 def test_no_windows_have_no_errors() -> None:
     metrics = ForecastMetrics(4, 3)
     metrics.update(torch.zeros(0, 4, 3), torch.zeros(0, 4, 3))
-    for name in ("mse", "mae", "rmse", "mse_per_horizon", "mse_per_channel"):
+    for name in ("mse", "mae", "rmse"):
         with pytest.raises(ArgumentError, match="no window was added"):
             getattr(metrics, name)
+    with pytest.raises(ArgumentError, match="no window was added"):
+        metrics.to_json()
     with pytest.raises(ArgumentError, match="n_channels must be a whole number of at least 1, got 0"):
         ForecastMetrics(4, 0)

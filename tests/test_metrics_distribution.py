@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from training_fakes import CONTEXT, HORIZON, FakeAdapter
+from training_fakes import CONTEXT, HORIZON, FakeAdapter, place_of
 
 from sff_fast.data import ForecastData, Table
 from sff_fast.errors import ArgumentError
@@ -223,7 +223,7 @@ def test_an_evaluation_reports_mase_and_smape_in_the_datas_own_units() -> None:
     found = evaluate(adapter, data)
     errors, ratios, losses, sizes = [[], []], [], [], []
     for number in range(len(data.test)):
-        row, channel = data.test.locate(number)
+        row, channel = place_of(data.test, number)
         row += CONTEXT
         batch = data.test.batch(torch.tensor([number]))
         forecast = data.scaler.inverse(adapter.forecast(batch.context, HORIZON).mean[0, :, 0].numpy(), channel)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
+import kernels
+import numpy as np
 import pytest
 import torch
 
+from sff_fast.backends import cpu
 from sff_fast.optim.quantize import SMALLEST_SCALE, decode, encode
+from sff_fast.optim.task import ADAMW_DTYPE
 
 CODES = torch.arange(256, dtype=torch.int64).to(torch.uint8)
 LAST = {True: 127, False: 255}
@@ -120,3 +124,80 @@ def test_a_positive_number_keeps_a_code_above_zero() -> None:
     codes, _ = encode(x, False)
     assert codes[1] == 0
     assert bool((codes[2:] == 1).all())
+
+
+DITHER_STEP = 0xC13FA9A9
+
+
+def first_step(isa: str, grads: list[torch.Tensor], dither: int = 0) -> list[list[torch.Tensor]]:
+    """A step from states of 0 with both betas 0, whose moments are the gradient and its square, bit by bit.
+
+    Returns:
+        For each gradient the signed codes, their scales, the unsigned codes and their scales.
+    """
+    results = []
+    for grad in grads:
+        n, blocks = grad.numel(), -(-grad.numel() // 256)
+        param, codes, scales = torch.zeros(n), torch.zeros(2, n, dtype=torch.uint8), torch.zeros(2, blocks)
+        task = np.zeros(1, ADAMW_DTYPE)
+        task["param"], task["grad"] = param.data_ptr(), grad.data_ptr()
+        task["exp_avg"], task["exp_avg_sq"] = codes[0].data_ptr(), codes[1].data_ptr()
+        task["exp_avg_scale"], task["exp_avg_sq_scale"] = scales[0].data_ptr(), scales[1].data_ptr()
+        task["elements"], task["state_type"], task["dither"] = n, 2, dither
+        for name in ("grad_scale", "decay", "one_minus_beta1", "one_minus_beta2", "correction", "eps", "step_size"):
+            task[name] = 1.0
+        with kernels.forced_isa(isa):
+            cpu._cpu.adamw(task.view(np.uint8), 1, isa)
+        results.append([codes[0], scales[0], codes[1], scales[1]])
+    return results
+
+
+def dithers(n: int, first: int) -> torch.Tensor:
+    return (torch.arange(n) * DITHER_STEP + first) % (1 << 32)
+
+
+@pytest.mark.parametrize("isa", kernels.ISAS)
+def test_kernels_encode_as_the_reference_does_whatever_blocks_follow_each_other(isa: str) -> None:
+    """Ordinary blocks, blocks of zeros, with single zeros, of a wide range, not finite, and a last short one, in every order."""
+    generator = torch.Generator().manual_seed(6)
+
+    def block(kind: int) -> torch.Tensor:
+        x = torch.randn(256, generator=generator)
+        if kind == 1:
+            x = torch.zeros(256)
+        if kind == 2:
+            x[::7] = 0.0
+        if kind == 3:  # squares down to 2**-60 of the largest one: below the first code, which is 2**-35
+            x = x * 2.0 ** (-30 * torch.rand(256, generator=generator))
+        if kind == 4:
+            x[77] = math.inf
+        if kind == 5:
+            x[200] = math.nan
+        return x
+
+    order = torch.randint(6, (60,), generator=generator).tolist()
+    grads = [torch.cat([*(block(kind) for kind in order), block(3)[:77]]), block(2)[:19]]
+    for grad, result in zip(grads, first_step(isa, grads, 12345)):
+        signed = encode(grad, True)
+        unsigned = encode(grad * grad, False, dithers(grad.numel(), 12345))
+        for a, b in zip(result, (*signed, *unsigned)):
+            assert torch.equal(a.nan_to_num(nan=-1.0), b.nan_to_num(nan=-1.0)) if a.is_floating_point() else torch.equal(a, b)
+
+
+@pytest.mark.parametrize("isa", kernels.ISAS)
+def test_kernels_raise_what_is_below_code_1_and_leave_zeros(isa: str) -> None:
+    grad = torch.full((512,), 1e-12)
+    grad[:3] = torch.tensor([1.0, 0.0, -0.0])
+    ((_, _, codes, _),) = first_step(isa, [grad])
+    assert codes[:3].tolist() == [255, 0, 0]
+    assert bool((codes[3:256] == 1).all())
+
+
+@pytest.mark.parametrize("isa", kernels.ISAS)
+def test_no_dither_carries_the_largest_number_over_the_last_code(isa: str) -> None:
+    """Rounding puts some of the largest numbers a bit above the last code, and the largest dither would end at code 256."""
+    element, largest = 100, (1 << 32) - 1
+    first = (largest - element * DITHER_STEP) % (1 << 32)
+    grads = [torch.full((256,), 1.0 + k / 64) for k in range(64)]
+    for _, _, codes, _ in first_step(isa, grads, first):
+        assert bool((codes == 255).all())

@@ -224,7 +224,7 @@ def test_another_plan_at_the_same_address_is_not_mistaken_for_the_one_before(lai
     plan = sff_fast.trace(Net)
     sff_fast.smooth_(net, plan, seed=1)
     key = prepared._LAST[net].key
-    assert prepared.recall(net, key) is not None
+    assert prepared.recall(net, key, dict(net.named_parameters())) is not None
     del plan
     gc.collect()
-    assert prepared.recall(net, key) is None
+    assert prepared.recall(net, key, dict(net.named_parameters())) is None

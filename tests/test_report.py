@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import platform
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -321,6 +323,20 @@ def test_the_page_follows_the_dark_mode_and_the_width_of_the_screen(parsed, html
     for role in theme.LIGHT:
         assert f"--{role}: {theme.LIGHT[role]};" in html
         assert f"--{role}: {theme.DARK[role]};" in html
+
+
+def test_provenance_names_the_packages_that_were_used_and_no_others(monkeypatch):
+    for module in set(provenance.PACKAGES) - {"torch", "numpy"}:
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "scipy", object())
+    monkeypatch.setitem(sys.modules, "tsfm_public", object())
+    monkeypatch.setattr(
+        provenance.metadata, "version", {"torch": "1", "numpy": "2", "scipy": "3", "granite-tsfm": "4"}.__getitem__
+    )
+    assert provenance.package_versions() == {
+        "python": platform.python_version(),
+        **{"torch": "1", "numpy": "2", "granite-tsfm": "4", "scipy": "3"},
+    }
 
 
 def test_provenance_repeats_the_command_and_names_versions(parsed):

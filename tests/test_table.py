@@ -186,6 +186,15 @@ def test_an_invalid_table_is_refused_with_what_is_wrong(changes, message):
         cpu._cpu.check(_record(**changes))
 
 
+def test_a_box_of_more_elements_than_its_memory_is_refused_before_they_are_walked():
+    ones = {f"{kind}_strides": (1,) * 6 for kind in ("memory", "draw", "logical")}
+    cpu._cpu.check(_record(rank=6, size=(2,) * 6, **(ones | {"memory_strides": (32, 16, 8, 4, 2, 1)})))
+    with pytest.raises(ValueError, match="task 0: writes memory that task 0 writes too"):
+        cpu._cpu.check(_record(rank=2, size=(8, 8), **ones))
+    with pytest.raises(ValueError, match="task 0: has more elements than its memory"):  # 1.8 million in 64 places
+        cpu._cpu.check(_record(rank=6, size=(11,) * 6, **ones))
+
+
 def test_a_table_that_reads_past_its_stored_draws_is_refused():
     stored = np.zeros(10, dtype=np.float32)
     with pytest.raises(ValueError, match="outside of its table of 10"):

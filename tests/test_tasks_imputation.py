@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from family_cases import doing, require
 from training_fakes import FakeAdapter, StopAt, make_table, steady
 
 from sff_fast import tasks
@@ -319,18 +320,11 @@ def test_a_family_that_cannot_impute_says_so_before_anything_is_computed(tmp_pat
         finetune(tiny("timer"), make_data(context_length=120), "ff")
 
 
-def available() -> list[str]:
-    from sff_fast import families
-
-    return [name for name, info in families().items() if info.installed]
-
-
-@pytest.mark.parametrize("family", ["timer", "units", "moment"])
-def test_all_families_that_impute_are_tuned_for_it(family: str) -> None:
-    if family not in available():
-        pytest.skip(f"the package of {family} is not installed: run make models-env")
-    adapter = tiny(family)
-    length = 96 if family != "moment" else 64
+@pytest.mark.parametrize("variant", doing("imputation"))
+def test_all_families_that_impute_are_tuned_for_it(variant: str) -> None:
+    require(variant)
+    adapter = tiny(variant)
+    length = 96 if variant != "moment" else 64
     data = make_data(context_length=length, patch_length=8, stride=10, channel_independent=adapter.channel_independent)
     before = evaluate(adapter, data, "val")["mse"]
     result = finetune(adapter, data, "ff", epochs=2, batch_size=8, lr=1e-3)

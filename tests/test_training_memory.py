@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -10,17 +11,18 @@ import sys
 import weakref
 from pathlib import Path
 
+import family_cases
 import pytest
 import torch
 import training_fakes
 from training_fakes import FakeAdapter, StopAt, assert_same_run, make_data, make_table
 
-from sff_fast.adapters import tiny
+from sff_fast.adapters import load, tiny
 from sff_fast.data import ForecastData
 from sff_fast.errors import ArgumentError, CheckpointError
 from sff_fast.files import read_json
 from sff_fast.optim.fused_adamw import FusedAdamW
-from sff_fast.training import compare, finetune, fit
+from sff_fast.training import compare, finetune, fit, memory, sweep
 from sff_fast.training.config import Settings, parse_bytes, resolve_settings
 from sff_fast.training.live import LiveBytes
 from sff_fast.training.memory import Footprint, MemoryModel
@@ -169,7 +171,10 @@ def test_every_way_of_saving_memory_is_predicted_to_save_some() -> None:
 MEASURED = [
     ("timer", {}),
     ("ttm", {"batch_size": 64}),
+    ("chronos-bolt", {"batch_size": 32}),
+    ("moment", {"batch_size": 32}),
     ("medium", {"batch_size": 16}),
+    ("medium", {"batch_size": 16, "epochs": 3}),
     ("medium", {"batch_size": 64, "micro_batch": 16, "activation_checkpointing": True, "eval_batch_size": 32}),
     ("medium", {"batch_size": 16, "optimizer_state": "int8", "release_gradients": True}),
     ("medium", {"precision": "bf16-sr", "batch_size": 16, "optimizer_state": "int8", "release_gradients": True}),
@@ -180,6 +185,8 @@ MEASURED = [
 @pytest.mark.skipif(not CAN_RESET_PEAK, reason="needs hardware: a Linux that lets a process reset its peak memory")
 @pytest.mark.parametrize(("size", "options"), MEASURED, ids=str)
 def test_the_peak_is_predicted_within_ten_percent_of_what_a_fresh_process_measures(size: str, options: dict[str, object]) -> None:
+    if size != "medium":
+        family_cases.require(size)
     script = Path(__file__).with_name("memory_run.py")
     command = [sys.executable, str(script), size, json.dumps(options)]
     environment = {**os.environ, "PYTHONPATH": str(script.parent.parent)}
@@ -191,7 +198,8 @@ def test_the_peak_is_predicted_within_ten_percent_of_what_a_fresh_process_measur
 class Arithmetic:
     """A memory model that adds up what a model of 1 GiB of weights would take."""
 
-    def __init__(self, adapter: object, data: object, settings: Settings, in_memory: bool) -> None:
+    def __init__(self, adapter: object, data: object, settings: Settings, in_memory: bool, kept: int = 0) -> None:
+        self.kept = kept
         self.half = 1 if settings.precision == "fp32" else 2
 
     def predict(self, settings: Settings) -> Footprint:
@@ -207,6 +215,7 @@ class Arithmetic:
             activations=settings.micro_batch * GIB // 32 // (8 if settings.activation_checkpointing else 1) // self.half,
             evaluation=settings.eval_batch_size * GIB // 256,
             start=weights,
+            kept=self.kept,
         )
 
 
@@ -299,6 +308,40 @@ def test_a_comparison_chooses_once_for_all_runs(tmp_path: Path, monkeypatch: pyt
     for run in ("ff", "sff-alpha0.7"):
         settings = read_json(tmp_path / "run" / "runs" / f"{run}-seed0" / "metrics.json")["settings"]
         assert {name: settings[name] for name in noted["chosen"]} == noted["chosen"]
+
+
+@pytest.mark.parametrize("way", ["compare", "sweep"])
+@pytest.mark.parametrize("place", ["kept", "mapped"])
+def test_the_pristine_weights_that_several_runs_keep_on_the_host_count(
+    way: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "MemoryModel", Arithmetic)
+    data = ForecastData(make_table(400), "0.5,0.25,0.25", 96, 24, stride=2)
+    make = lambda: tiny("timer")  # noqa: E731  (one of two makers)
+    if place == "mapped":
+        tiny("timer").save(tmp_path / "model")
+        make = lambda: load("timer", tmp_path / "model")  # noqa: E731
+    weights = sum(tensor.nbytes for tensor in (*make().model.parameters(), *make().model.buffers()))
+    options = {"out": tmp_path / "run", "max_memory": "64G", "batch_size": 8, "max_steps": 1, "epochs": 1}
+    if way == "compare":
+        compare(make, data, ("ff",), **options)
+    else:
+        sweep(make, data, (0.9,), (0,), baselines=(), **options)
+    predicted = read_json(tmp_path / "run" / "memory.json")["predicted"]
+    assert predicted["kept"] == (weights if place == "kept" else 0)
+    parts = ("process", "weights", "states", "best", "gradients", "activations", "kept")
+    assert predicted["training"] == sum(predicted[name] for name in parts)
+
+
+def test_what_is_kept_is_told_apart_from_the_process_and_counts_in_every_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "resident_memory", lambda: 1 << 30)
+    adapter = tiny("timer")
+    data, settings = ForecastData(make_table(400), "0.5,0.25,0.25", 96, 24), settings_of(adapter)
+    alone, several = (MemoryModel(adapter, data, settings, False, kept).predict(settings) for kept in (0, 5 << 20))
+    assert (alone.kept, several.kept) == (0, 5 << 20)
+    assert alone.process - several.process == 5 << 20
+    more = dataclasses.replace(alone, kept=1 << 40)
+    assert all(getattr(more, name) == getattr(alone, name) + (1 << 40) for name in ("training", "evaluating", "peak"))
 
 
 def test_enough_memory_changes_nothing(tmp_path: Path) -> None:

@@ -185,6 +185,35 @@ def test_a_stopped_sweep_goes_on_to_the_same_figures(data, tmp_path, finished, s
     assert sha256(out / "model" / "model.safetensors") == sha256(folder / "model" / "model.safetensors")
 
 
+KILLED = """
+import os, signal, sys
+import torch
+from training_fakes import FakeAdapter, StopAt, make_data
+from sff_fast.training import sweep
+
+out, stage, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+torch.set_num_threads(1)
+os.fsync = lambda fd: None  # no power is cut here
+progress = StopAt(stage, count, signal.SIGKILL)
+options = {"epochs": 2, "batch_size": 32, "resume": os.path.exists(out), "progress": progress}
+sweep(FakeAdapter.tiny, make_data(), (0.3, 0.7, 0.9), (0, 1), out, **options)
+"""
+
+
+def test_a_sweep_that_is_killed_again_and_again_ends_in_the_same_table(data, tmp_path, finished):
+    out, (expected, folder) = tmp_path / "out", finished
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    # Amid the second run of eight steps; then amid the tests, after all validation.
+    for stage, count in (("train", 14), ("test", 3)):
+        command = [sys.executable, "-c", KILLED, str(out), stage, str(count)]
+        assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+        assert not (out / "metrics.json").exists()
+    result = sweep(FakeAdapter.tiny, data, ALPHAS, SEEDS, out, resume=True, **OPTIONS)
+    assert steady(result.metrics) == steady(expected.metrics)
+    assert sha256(out / "model" / "model.safetensors") == sha256(folder / "model" / "model.safetensors")
+
+
 def test_resuming_a_finished_sweep_returns_it_and_writes_nothing(data, finished):
     first, out = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
@@ -346,7 +375,10 @@ def test_a_sweep_takes_no_more_than_training_and_one_set_of_weights(tmp_path, ma
         peaks[what] = json.loads(done.stdout)
     weights = peaks["sweep"]["weights"]
     assert peaks["sweep"]["host_bytes"] == (0 if mapped == "mapped" else weights)
-    # Beside: what the allocator keeps between runs, and code that single runs do not load. Half a set of weights is measured
-    # three times over, and a second model would be a whole one.
+    # Beside: what the allocator keeps between runs, and code that single runs do not load. A sixth of a set of weights was
+    # measured; a second model would be a whole one.
     allowed = (0 if mapped == "mapped" else weights) + weights // 2
     assert peaks["sweep"]["peak"] <= peaks["finetune"]["peak"] + allowed, peaks
+    # And the measurement sees a set of weights: it is what the copy on the host adds.
+    if mapped == "kept":
+        assert peaks["sweep"]["peak"] >= peaks["finetune"]["peak"] + weights // 2, peaks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import json
 import os
@@ -14,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from family_cases import marked, require
 from safetensors.torch import load_file, save_file
 
 import sff_fast
 from sff_fast.cli import main
-from sff_fast.errors import CheckpointError, DataError, OutputError, SffFastError
+from sff_fast.cli.app import cli
+from sff_fast.errors import ArgumentError, CheckpointError, DataError, OutputError, SffFastError
 from sff_fast.training.output import WRITTEN, check_output
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,11 +102,59 @@ def test_no_pickled_object_runs(tmp_path, case, suffix):
     path.write_bytes(PICKLES[case](Payload(ran)))
     before = everything(tmp_path)
     with pytest.raises(CheckpointError, match=f"weights{suffix}") as caught:
-        sff_fast.load("timer", path)
+        sff_fast.load("timer", path, allow_pickle=True)
     assert "\n" not in str(caught.value)
     assert everything(tmp_path) == before
     pickle.loads(pickle.dumps(Payload(ran)))  # the payload works where it is trusted
     assert ran.exists()
+
+
+def pickled(variant: str, folder: Path) -> Path:
+    """A checkpoint of a family's tiny model with its weights in a file of torch.save."""
+    adapter = sff_fast.tiny(variant)
+    adapter.save(folder)
+    (weights,) = folder.glob("*.safetensors")
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    weights.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("variant", marked())
+def test_every_family_reads_a_pickled_file_on_request_only(tmp_path, variant):
+    require(variant)
+    path = pickled(variant, tmp_path / "in")
+    for attempt in (sff_fast.load, functools.partial(sff_fast.load, allow_pickle=False)):
+        with pytest.raises(CheckpointError, match=r"on request only: pass allow_pickle=True \(--allow-pickle\)") as caught:
+            attempt(variant, path)
+        assert "\n" not in str(caught.value)
+        assert "pytorch_model.bin" in str(caught.value)
+    adapter = sff_fast.load(variant, path, allow_pickle=True)
+    expected = sff_fast.tiny(variant).model.state_dict()
+    for found in (adapter, adapter.reload()):
+        state = found.model.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], expected[name].to(state[name].dtype)) for name in expected)
+    with pytest.raises(CheckpointError, match="on request only"):  # the permission ended with the call
+        sff_fast.load(variant, path)
+
+
+def test_the_command_line_reads_a_pickled_file_on_request_only(tmp_path, capsys):
+    path = pickled("timer", tmp_path / "in")
+    command = ["plan", "--family", "timer", "--checkpoint", str(path)]
+    assert main(command) == 2
+    assert "(--allow-pickle)" in capsys.readouterr().err
+    assert main([*command, "--allow-pickle"]) == 0
+    assert main(command) == 2
+    shared = [name for name, c in cli.commands.items() if any("--checkpoint" in option.opts for option in c.params)]
+    assert {"plan", "finetune", "compare", "evaluate", "forecast", "sweep", "landscape"} <= set(shared)
+    for name in shared:
+        assert any("--allow-pickle" in option.opts for option in cli.commands[name].params), name
+
+
+@pytest.mark.parametrize("value", [1, "yes", None])
+def test_the_permission_is_true_or_false(tmp_path, value):
+    with pytest.raises(ArgumentError, match=f"allow_pickle must be True or False, got {value!r}"):
+        sff_fast.load("timer", tmp_path, allow_pickle=value)
 
 
 def test_a_pickled_array_is_no_data(tmp_path):

@@ -86,6 +86,93 @@ def test_three_seeds_are_said_to_be_few():
     assert text.endswith("The 95 % intervals are over 3 seeds on these windows alone; so few seeds show large differences only.")
 
 
+def told(a, b, percent, low, high, **more):
+    """A comparison as ``metrics.json`` has it; b's error is 1, so a difference is a hundredth of its percentage."""
+    bounds = {"ci_low": low / 100, "ci_high": high / 100, "windows_ci_low": None, "windows_ci_high": None}
+    shares = {"percent": percent, "percent_low": low, "percent_high": high}
+    facts = {"n": 5, "covers": "seeds and windows", "corrected_for": 3, "blocks": 8}
+    return {"a": a, "b": b, "difference": percent / 100, **bounds, **shares, **facts, **more}
+
+
+SIDES = (("sff", "ff"), ("sff", "zero-shot"), ("ff", "zero-shot"))
+
+
+@pytest.mark.parametrize(
+    ("intervals", "words"),
+    [
+        (  # the example of all: smoothing helps, and nothing is worth it
+            ((-1.2, -2.0, -0.4), (3.0, 2.0, 4.0), (4.2, 3.0, 5.4)),
+            "sff (alpha 0.9) lowers the test MSE by 1.2 % [0.4, 2.0] over ff; "
+            "both are worse than zero-shot, by 3.0 % [2.0, 4.0] and 4.2 % [3.0, 5.4].",
+        ),
+        (
+            ((1.2, 0.4, 2.0), (-3.0, -4.0, -2.0), (-4.2, -5.4, -3.0)),
+            "sff (alpha 0.9) raises the test MSE by 1.2 % [0.4, 2.0] over ff; "
+            "both are better than zero-shot, by 3.0 % [2.0, 4.0] and 4.2 % [3.0, 5.4].",
+        ),
+        (
+            ((-0.3, -1.1, 0.5), (-3.0, -4.0, -2.0), (-2.7, -5.4, 0.0)),
+            "sff (alpha 0.9) cannot be told from ff: -0.3 % [-1.1, 0.5]; "
+            "sff (alpha 0.9) lowers the test MSE by 3.0 % [2.0, 4.0] over zero-shot; "
+            "ff cannot be told from zero-shot: -2.7 % [-5.4, 0.0].",
+        ),
+        (
+            ((-5.0, -6.0, -4.0), (-2.0, -3.0, -1.0), (3.0, 2.0, 4.0)),
+            "sff (alpha 0.9) lowers the test MSE by 5.0 % [4.0, 6.0] over ff; "
+            "sff (alpha 0.9) lowers the test MSE by 2.0 % [1.0, 3.0] over zero-shot; "
+            "ff raises the test MSE by 3.0 % [2.0, 4.0] over zero-shot.",
+        ),
+        (
+            ((0.0, 0.0, 0.0), (0.0, -1.0, 1.0), (0.0, -1.0, 1.0)),
+            "sff (alpha 0.9) and ff have the same test MSE; sff (alpha 0.9) and zero-shot have the same test MSE; "
+            "ff and zero-shot have the same test MSE.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("zero_shot_wins", [True, False])
+def test_every_outcome_has_its_sentence(intervals, words, zero_shot_wins):
+    runs = [entry("ff", 0.45, 0.4, seed) for seed in range(5)] + [entry("sff", 0.44, 0.3, seed, alpha=0.9) for seed in range(5)]
+    zero_shot = {**ZERO, "val_mse": 0.4 if zero_shot_wins else 0.5}
+    text = verdict(zero_shot, runs, [told(*side, *interval) for side, interval in zip(SIDES, intervals)])
+    first = (
+        "Ship none of the tuned models: zero-shot has the lowest validation MSE (0.4000; the best tuned one is sff (alpha 0.9) "
+        "with mean 0.4400)."
+        if zero_shot_wins
+        else "Ship sff (alpha 0.9), seed 0: it has the lowest mean validation MSE (0.4400, zero-shot 0.5000)."
+    )
+    assert text == (
+        f"{first} On the test part sff (alpha 0.9) has a mean MSE of 0.3000 against zero-shot's 0.4000; {words} "
+        "The 95 % intervals are over 5 seeds and 8 blocks of windows, corrected for 3 comparisons."
+    )
+
+
+def test_training_from_scratch_may_win_and_is_told_beside_full_fine_tuning():
+    runs = [entry(name, val, 0.3, seed) for name, val in (("tfs", 0.41), ("ff", 0.42)) for seed in range(5)]
+    runs += [entry("sff", 0.43, 0.3, seed, alpha=0.9) for seed in range(5)]
+    table = [told("tfs", "ff", -2.0, -3.0, -1.0), told("sff", "ff", 9.0, 8.0, 10.0)]
+    table += [told("tfs", "zero-shot", -6.0, -7.0, -5.0), told("ff", "zero-shot", -4.0, -5.0, -3.0)]
+    assert verdict(ZERO, runs, table) == (
+        "Ship tfs, seed 0: it has the lowest mean validation MSE (0.4100, zero-shot 0.5000). On the test part "
+        "tfs has a mean MSE of 0.3000 against zero-shot's 0.4000; tfs lowers the test MSE by 2.0 % [1.0, 3.0] over ff; "
+        "both are better than zero-shot, by 6.0 % [5.0, 7.0] and 4.0 % [3.0, 5.0]. "
+        "The 95 % intervals are over 5 seeds and 8 blocks of windows, corrected for 3 comparisons."
+    )
+
+
+def test_where_full_fine_tuning_wins_smoothing_is_told_beside_it():
+    runs = [entry("ff", 0.42, 0.3, seed) for seed in range(5)] + [entry("sff", 0.43, 0.3, seed, alpha=0.9) for seed in range(5)]
+    table = [told(*side, *interval) for side, interval in zip(SIDES, ((9.0, 8.0, 10.0), (-1.0, -3.0, 1.0), (-9.0, -10.0, -8.0)))]
+    text = verdict(ZERO, runs, table)
+    assert text.startswith(
+        "Ship ff, seed 0: it has the lowest mean validation MSE (0.4200, zero-shot 0.5000). On the test part ff"
+    )
+    assert (
+        "; sff (alpha 0.9) raises the test MSE by 9.0 % [8.0, 10.0] over ff; sff (alpha 0.9) cannot be told from zero-shot"
+        in text
+    )
+    assert "; ff lowers the test MSE by 9.0 % [8.0, 10.0] over zero-shot." in text
+
+
 def test_a_tie_goes_to_zero_shot():
     assert not choose(ZERO, [entry("ff", 0.5, 0.1)]).ship
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sff_fast.adapters import Adapter, Forecast, Limits, tiny
-from sff_fast.data import ForecastData, Table
+from sff_fast.data import ForecastData, Table, WindowSet
 from sff_fast.files import save_safetensors
 from sff_fast.training import finetune
 
@@ -31,6 +31,12 @@ def quick(monkeypatch):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def place_of(windows: WindowSet, index: int) -> tuple[int, int | None]:
+    """First context row (in the table) and channel (None for all) of one window."""
+    rows, channels = windows.positions(torch.tensor([index]))
+    return int(rows[0]), None if channels is None else int(channels[0])
 
 
 class Net(nn.Module):

@@ -3,9 +3,11 @@
 For the main loop of each distribution: instructions and vector operations an element counted in the object code, the cycles
 that the vector ports need for them (operations a cycle are measured), the model of llvm-mca where it is installed, and the
 measured time on a buffer that stays in the second-level cache. Then every figure of ``benchmarks/results/smooth.csv`` that is
-not reached, beside what the kernel could reach if arithmetic and memory overlapped wholly.
+not reached, beside what the kernel could reach if arithmetic and memory overlapped wholly, and beside what the blank loop
+reaches (``tools/blank_loop.cpp``): the same bytes and as many vector operations that wait for nothing.
 
-Needs objdump and g++; run from the repository root on an idle machine, after the benchmark: ``python tools/kernel_limits.py``.
+Needs objdump and g++, and about a minute; run from the repository root on an idle machine, after the benchmark:
+``python tools/kernel_limits.py``.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
+from flat import MANY  # noqa: E402
 from kernels import DISTRIBUTIONS, forced_isa, tasks_for  # noqa: E402
 from timing import latest_rows, machine  # noqa: E402
 
@@ -38,6 +41,8 @@ TYPES = {"float": torch.float32, "BFloat16": torch.bfloat16}
 MAINLY = {"Timer-67M": ("uniform", "float32"), "Chronos-T5-base": ("normal", "float32")}
 # Namespace, lane class, forced name, elements an iteration (2 * lanes * interleave of csrc/cpu/lanes_*.h), register.
 ISAS = {"avx512bf16": ("Avx512", "avx512", 192, "zmm"), "avx2": ("Avx2", "avx2", 96, "ymm")}
+BLANK = ROOT / "tools" / "blank_loop.cpp"
+LINE = 64  # bytes
 CLOCK = """
 #include <chrono>
 #include <cstdio>
@@ -154,8 +159,29 @@ def speed() -> dict[str, float]:
     return {"GHz": ghz, "ymm": round(ymm / ghz), "zmm": round(zmm / ghz)}
 
 
-def rows(here: dict[str, float], scale: dict[tuple[str, str], float]) -> tuple[list[str], dict[tuple[str, str, str], float]]:
-    """The table's lines, and nanoseconds an element in the cache by distribution, dtype and instruction set.
+def blank_ns(operations: float, width: int, isa: str, threads: int) -> float:
+    """Nanoseconds an element of the blank loop over 4 * 10^8 bytes.
+
+    Args:
+        operations: Vector operations an element of the kernel that it stands for.
+        width: Bytes an element.
+        isa: The instruction set, whose registers it takes.
+        threads: Threads.
+    """
+    multiplies = 1 if isa == "avx512" else 2
+    count = max(0, round(operations * LINE / width) - multiplies)
+    flags = ["-mavx2", *(["-mavx512f"] if isa == "avx512" else []), "-pthread", "-std=c++17", f"-DOPS={count}"]
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder) / "blank_loop")
+        subprocess.run(["g++", "-O2", *flags, str(BLANK), "-o", program], check=True)
+        command = [program, str(threads), str(400_000_000 // LINE), "9"]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) * width / LINE
+
+
+def rows(
+    here: dict[str, float], scale: dict[tuple[str, str], float]
+) -> tuple[list[str], dict[tuple[str, str, str], tuple[float, float]]]:
+    """The table's lines; nanoseconds in the cache and vector operations, an element, by distribution, dtype and instruction set.
 
     Args:
         here: From :func:`speed`.
@@ -175,7 +201,7 @@ def rows(here: dict[str, float], scale: dict[tuple[str, str], float]) -> tuple[l
                 loop = main_loop(code)
                 cycles, measured = model_cycles(loop), resident_ns(label, dtype, isa)
                 name = str(dtype).removeprefix("torch.")
-                resident[label, name, isa] = measured
+                resident[label, name, isa] = measured, loop.arithmetic / per
                 limit = scale.get((label, name))
                 least = f"{limit:.3f} | {max(1.0, measured / limit):.2f}" if limit else "not measured | "
                 lines.append(
@@ -187,7 +213,7 @@ def rows(here: dict[str, float], scale: dict[tuple[str, str], float]) -> tuple[l
     return lines, resident
 
 
-def missed(found: list[dict[str, str]], resident: dict[tuple[str, str, str], float]) -> list[str]:
+def missed(found: list[dict[str, str]], resident: dict[tuple[str, str, str], tuple[float, float]]) -> list[str]:
     """A line for every figure of the benchmark that is not reached.
 
     Args:
@@ -195,30 +221,53 @@ def missed(found: list[dict[str, str]], resident: dict[tuple[str, str, str], flo
         resident: From :func:`rows`.
     """
     limits = {(r["case"], r["isa"], r["threads"]): float(r["peer_ns"]) for r in found if r["peer"] == "limit"}
+    blank: dict[tuple, float] = {}
     lines = []
     for r in found:
         if r["holds"] != "no":
             continue
-        label, dtype = [*r["case"].split(), ""][:2]
-        label, dtype = MAINLY.get(label, (label, dtype))
-        alone = resident.get((label, dtype, "avx2" if r["isa"] == "avx2" else "avx512"))
+        label, dtype = MAINLY.get(r["case"], tuple([*r["case"].split(), ""][:2]))
+        isa, threads = "avx2" if r["isa"] == "avx2" else "avx512", int(r["threads"])
         limit = limits.get((r["case"], r["isa"], r["threads"]))
-        reach, why = "", "no arithmetic of its own: see the other rows"
-        if alone is not None and limit is not None:
-            upper, wanted = r["must"].startswith("<="), float(r["must"].split()[1])
-            ours, peer = float(r["ours_ns"]), float(r["peer_ns"])
-            compute = alone / int(r["threads"])
-            floor = max(compute, limit)
-            best = floor / peer if upper else peer / floor
-            reach = f"{best:.2f}"
-            why = f"arithmetic alone {compute:.3f} ns, the scale {limit:.3f}, together {ours:.3f}: "
-            if best <= wanted if upper else best >= wanted:
-                why += f"{100 * max(0.0, compute + limit - ours) / min(compute, limit):.0f} % of the shorter one is hidden"
-            else:
-                why += "the vector ports" if compute > limit else "the memory"
+        cells = ["", "", "", "", ""]
+        if r["case"] == MANY:
+            kernels = next(
+                (k["ratio"] for k in found if (k["case"], k["threads"], k["peer"]) == (MANY, r["threads"], "one kernel")), ""
+            )
+            cells[-1] = f"Python's look at every tensor before the first write: the kernels alone are at {kernels}"
+        if (label, dtype, isa) in resident and limit is not None:
+            alone, operations = resident[label, dtype, isa]
+            key = operations, getattr(torch, dtype).itemsize, isa, threads
+            if key not in blank:
+                blank[key] = blank_ns(*key)
+            times = alone / threads, limit, blank[key]
+            cells = [*(f"{ns:.3f}" for ns in times), *_reason(r, *times)]
         figure = f"{r['case']}, {r['isa']}, against {r['peer']}"
-        lines.append(f"| {figure} | {r['threads']} | {r['must']} | {r['ratio']} | {reach} | {why} |")
+        lines.append(f"| {figure} | {threads} | {r['must']} | {r['ratio']} | {r['ours_ns']} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
     return lines
+
+
+def _reason(r: dict[str, str], arithmetic: float, limit: float, blank: float) -> tuple[str, str]:
+    """What a figure would be with the blank loop's time, and what stops it."""
+    upper, wanted = r["must"].startswith("<="), float(r["must"].split()[1])
+    ours, peer = float(r["ours_ns"]), float(r["peer_ns"])
+
+    def figure(ns: float) -> float:
+        return ns / peer if upper else peer / ns
+
+    def holds(ns: float) -> bool:
+        return figure(ns) <= wanted if upper else figure(ns) >= wanted
+
+    if not holds(arithmetic):
+        why = "the arithmetic"
+    elif not holds(limit):
+        why = "the memory"
+    elif not holds(blank):
+        why = "the overlap of the two"
+    else:
+        why = "waiting within the arithmetic" if arithmetic > blank else "the order of arithmetic and memory"
+    return f"{figure(blank):.2f}", f"{why}; {ours / blank:.2f} times the blank loop"
 
 
 def main() -> None:
@@ -254,12 +303,15 @@ an element on one thread and {two} on two.
     tail = f"""
 ## Figures that are not reached
 
-From `benchmarks/results/smooth.csv` ({found[-1]["date"]} UTC, `python benchmarks/bench_smooth.py`). *Reachable* is the figure
-that the arithmetic of the table above or the in-place scale would give, whichever takes longer: as if one were wholly hidden
-behind the other. A core hides as much as its window of some five hundred instructions covers, about one turn of the loop.
+From `benchmarks/results/smooth.csv` ({found[-1]["date"]} UTC, `python benchmarks/bench_smooth.py`); all times are nanoseconds
+an element. *Arithmetic* is the time of the table above over the threads, *scale* the in-place scale. The *blank loop* is
+`tools/blank_loop.cpp`: the same bytes with the kernel's two streams and prefetch, and beside each line as many vector operations
+as the kernel has, which read nothing that was loaded and wait for nothing. It is what the machine lets overlap of the two, with
+no formula in the way. *With it* is the figure that a kernel of that time would have; what stops a figure is the first of
+arithmetic, scale and blank loop that by itself is too slow for it.
 
-| figure | threads | wanted | measured | reachable | what stops it |
-|---|---|---|---|---|---|
+| figure | threads | wanted | measured | ours | arithmetic | scale | blank loop | with it | what stops it |
+|---|---|---|---|---|---|---|---|---|---|
 """
     options.output.write_text(head + "\n".join(lines) + "\n" + tail + "\n".join(missed(found, resident)) + "\n")
     print(f"written to {options.output}")

@@ -29,10 +29,11 @@ struct AdamWCoefficients {
           coupled(t.l2 != 0.0f) {}
 };
 
-// One step of a vector of elements, all in fp32. max_exp_avg_sq is read and written for amsgrad alone.
+// One step of a vector of elements, all in fp32, in two parts: a loop may do other things before the second, which waits for
+// the root. max_exp_avg_sq is read and written for amsgrad alone. Returns the root of the second moment.
 template <class L, bool Amsgrad>
-SFF_INLINE void adamw(typename L::F& param, typename L::F grad, typename L::F& exp_avg, typename L::F& exp_avg_sq,
-                      typename L::F& max_exp_avg_sq, const AdamWCoefficients<L>& c) {
+SFF_INLINE typename L::F adamw_moments(typename L::F& param, typename L::F grad, typename L::F& exp_avg, typename L::F& exp_avg_sq,
+                                       typename L::F& max_exp_avg_sq, const AdamWCoefficients<L>& c) {
     using F = typename L::F;
     grad = grad * c.grad_scale;
     if (c.coupled) {
@@ -44,8 +45,20 @@ SFF_INLINE void adamw(typename L::F& param, typename L::F grad, typename L::F& e
     exp_avg_sq = fused(c.one_minus_beta2 * grad, grad, c.beta2 * exp_avg_sq);
     F second = exp_avg_sq;
     if (Amsgrad) second = max_exp_avg_sq = larger(max_exp_avg_sq, exp_avg_sq);  // of a NaN and a number, the second argument
-    const F denominator = fused(square_root(second), c.correction, c.eps);
-    param = param - (c.step_size * exp_avg) / denominator;
+    return square_root(second);
+}
+
+template <class L>
+SFF_INLINE typename L::F adamw_param(typename L::F param, typename L::F exp_avg, typename L::F root, const AdamWCoefficients<L>& c) {
+    const typename L::F denominator = fused(root, c.correction, c.eps);
+    return param - (c.step_size * exp_avg) / denominator;
+}
+
+template <class L, bool Amsgrad>
+SFF_INLINE void adamw(typename L::F& param, typename L::F grad, typename L::F& exp_avg, typename L::F& exp_avg_sq,
+                      typename L::F& max_exp_avg_sq, const AdamWCoefficients<L>& c) {
+    const typename L::F root = adamw_moments<L, Amsgrad>(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c);
+    param = adamw_param<L>(param, exp_avg, root, c);
 }
 
 // The norm of a gradient whose squares sum up to `sum`, and what clipping to `max_norm` multiplies the gradient by.

@@ -23,9 +23,11 @@
 namespace sff {
 namespace SFF_ISA {
 
-constexpr uint32_t kOneBits = 0x3f800000u;
 constexpr float kSignedTop = 247.0f, kSignedUnit = 0x1.0953f4p-8f;       // T and 1 / T: 247 * unit rounds to 1
 constexpr float kUnsignedTop = 4026531840.0f, kUnsignedUnit = 0x1.111112p-32f;
+// The formulas take 2 y in the place of y, exactly: its bits are those of 2.0f with the code put in, as no code reaches the
+// one bit that is set in 2.0f.
+constexpr uint32_t kTwoBits = 0x40000000u;
 constexpr float kSmallestScale = 0x1p-90f;  // blocks below count as zero: their codes would fall among the denormals
 constexpr uint32_t kDitherStep = 0xC13FA9A9u;  // 2^32 / 1.3247...: the plastic number
 
@@ -39,38 +41,45 @@ SFF_INLINE float block_scale(float largest, bool finite) {
     if (!finite) return from_bits(0x7fc00000u);
     return largest < kSmallestScale ? 0.0f : largest;
 }
-SFF_INLINE float encoding_factor(float scale, float top) { return scale > 0.0f ? top / scale : 0.0f; }
+SFF_INLINE float encoding_factor(float scale, float top) { return scale > 0.0f ? 2.0f * top / scale : 0.0f; }
 
 template <class L>
 SFF_INLINE typename L::F magnitude(typename L::F x) { return from_bits(to_bits(x) & L::u(0x7fffffffu)); }
 
+// Codes stand in the bits from L::code_bit on, zeros around them. Those that leave at bit 24 may have anything below.
 template <class L>
 SFF_INLINE typename L::F decode_signed(typename L::U code, typename L::F scale) {
-    const auto y = from_bits(shift_left<19>(code & L::u(127)) + L::u(kOneBits));
-    const auto x = fused(y, L::f(kSignedUnit), L::f(-kSignedUnit)) * scale;
-    return from_bits(to_bits(x) | (shift_left<24>(code) & L::u(0x80000000u)));
+    const auto twice = from_bits(select_bits(L::u(127u << 19), shifted<19 - L::code_bit>(code), L::u(kTwoBits)));
+    const auto x = fused(twice, L::f(0.5f * kSignedUnit), L::f(-kSignedUnit)) * scale;
+    return from_bits(select_bits(L::u(0x80000000u), shifted<24 - L::code_bit>(code), to_bits(x)));
 }
 
 template <class L>
 SFF_INLINE typename L::U encode_signed(typename L::F x, typename L::F factor) {
-    const auto y = fused(magnitude<L>(x), factor, L::f(1.0f));
-    const auto code = shift_right<19>(to_bits(y) + L::u((1u << 18) - kOneBits));
-    return (code & L::u(127)) | (shift_right<24>(to_bits(x)) & L::u(128));
+    const auto twice = fused(magnitude<L>(x), factor, L::f(2.0f));
+    constexpr uint32_t half = 1u << 18, bits = L::code_bit == 24 ? half : half - kTwoBits;
+    const auto code = shifted<L::code_bit - 19>(to_bits(twice) + L::u(bits));
+    return select_bits(L::u(128u << L::code_bit), shifted<L::code_bit - 24>(to_bits(x)), code);
 }
 
 template <class L>
 SFF_INLINE typename L::F decode_unsigned(typename L::U code, typename L::F scale) {
-    const auto y = from_bits(shift_left<20>(code) + L::u(kOneBits));
-    return fused(y, L::f(kUnsignedUnit), L::f(-kUnsignedUnit)) * scale;
+    const auto twice = from_bits(shifted<20 - L::code_bit>(code) | L::u(kTwoBits));
+    return fused(twice, L::f(0.5f * kUnsignedUnit), L::f(-kUnsignedUnit)) * scale;
 }
 
-// `dither` is a fraction of 2^32; half of it (2^31) rounds to nearest.
-template <class L>
+// `dither` is a fraction of 2^32; half of it (2^31) rounds to nearest. Without Bounded the result is the same, or 0 in place of
+// what two instructions less cannot tell: a positive number below code 1 that the dither does not lift, and one whose dither
+// carries it over the last code.
+template <class L, bool Bounded = true>
 SFF_INLINE typename L::U encode_unsigned(typename L::F x, typename L::F factor, typename L::U dither) {
-    auto y = fused(x, factor, L::f(1.0f));
-    y = select_less(L::f(0.0f), x, larger(y, L::f(1.125f)), y);  // 1.125 is code 1
-    y = smaller(y, L::f(kUnsignedTop));
-    return shift_right<20>(to_bits(y) + shift_right<12>(dither) - L::u(kOneBits)) & L::u(255);
+    auto twice = fused(x, factor, L::f(2.0f));
+    if constexpr (Bounded) {
+        twice = select_less(L::f(0.0f), x, larger(twice, L::f(2.0f * 1.125f)), twice);  // 1.125 is code 1
+        twice = smaller(twice, L::f(2.0f * kUnsignedTop));
+    }
+    const auto code = shifted<L::code_bit - 20>(to_bits(twice) + shift_right<12>(dither));
+    return L::code_bit == 24 ? code : code & L::u(255);
 }
 
 // The bits of a bfloat16 in the upper half: a dithered second moment. Infinity stays, NaN is the canonical one.

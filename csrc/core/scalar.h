@@ -1,7 +1,7 @@
 // One lane: float, uint32_t and uint64_t with the operations that the formulas are written in.
 //
 // A lane type L names L::F (fp32 lanes), L::U (32-bit lanes) and L::Q (64-bit lanes of which the low half counts) and
-// has f(), u() and q() to broadcast. The free functions below exist for each of them. They are the only operations
+// has f(), u() and q() to broadcast; L::code_bit is where in a 32-bit lane it holds the code of an int8 state. The free functions below exist for each of them. They are the only operations
 // allowed in a formula: correctly rounded +, -, *, fused multiply-add and square root, shifts, masks and selections, so
 // that every backend gives the same bits.
 #pragma once
@@ -77,6 +77,14 @@ template <int S>
 SFF_INLINE uint32_t shift_right(uint32_t x) { return x >> S; }
 template <int S>
 SFF_INLINE uint32_t shift_right_signed(uint32_t x) { return static_cast<uint32_t>(static_cast<int32_t>(x) >> S); }
+// To the left by S, to the right by -S.
+template <int S, class U>
+SFF_INLINE U shifted(U x) {
+    if constexpr (S > 0) return shift_left<S>(x);
+    if constexpr (S < 0) return shift_right<-S>(x);
+    return x;
+}
+SFF_INLINE uint32_t select_bits(uint32_t mask, uint32_t if_set, uint32_t if_clear) { return (if_set & mask) | (if_clear & ~mask); }
 SFF_INLINE float signed_to_float(uint32_t x) { return static_cast<float>(static_cast<int32_t>(x)); }
 SFF_INLINE uint32_t truncated(float x) { return static_cast<uint32_t>(static_cast<int32_t>(x)); }  // |x| < 2^31
 SFF_INLINE float select_by_sign(uint32_t sign, float if_set, float if_clear) {
@@ -107,6 +115,7 @@ struct Scalar {
     using F = float;
     using U = uint32_t;
     using Q = uint64_t;
+    static constexpr int code_bit = 0;
     static SFF_INLINE F f(float x) { return x; }
     static SFF_INLINE U u(uint32_t x) { return x; }
     static SFF_INLINE Q q(uint64_t x) { return x; }

@@ -90,6 +90,12 @@ SFF_INLINE void prefetch_ahead(const T* p) {
         L::prefetch(reinterpret_cast<uintptr_t>(p) + kPrefetchBytes + static_cast<uintptr_t>(line));
 }
 
+template <class L, class T>
+SFF_INLINE void prefetch_ahead_to_write(T* p) {
+    for (int line = 0; line < static_cast<int>(sizeof(T)) * 2 * L::lanes; line += 64)
+        L::prefetch_to_write(reinterpret_cast<uintptr_t>(p) + kPrefetchBytes + static_cast<uintptr_t>(line));
+}
+
 // Two vectors of elements with fp32 or bfloat16 states.
 template <class L, class P, class S, bool Amsgrad, int Store>
 SFF_INLINE void adamw_unit(const AdamWArrays<P, S>& a, int64_t i, const uint16_t* h, typename L::U dither,
@@ -157,75 +163,197 @@ void adamw_dense(const AdamWArrays<P, S>& a, int64_t n, const AdamWNoise<L>& noi
         adamw_partial<L, P, S, Amsgrad, Store>(a, i, n - i, advance<Store == kStoreStochastic>(noise.rounding, i), dither, c);
 }
 
-// A block's largest magnitude, and whether all of it is finite.
+// Codes and scales: few bytes a block, so that less far ahead than parameters is the same time.
+constexpr int kPrefetchCodes = 512, kPrefetchScales = 256;
 template <class L>
-struct Extent {
-    typename L::F largest = L::f(0.0f), zero = L::f(0.0f);
-    SFF_INLINE void add(typename L::F x) {
-        largest = larger(magnitude<L>(x), largest);
-        zero = fused(x, L::f(0.0f), zero);  // a NaN or an infinity times zero is NaN, and stays
+SFF_INLINE void prefetch_states(const Int8* codes) { L::prefetch(reinterpret_cast<uintptr_t>(codes) + kPrefetchCodes); }
+template <class L>
+SFF_INLINE void prefetch_states(const float* scales) { L::prefetch(reinterpret_cast<uintptr_t>(scales) + kPrefetchScales); }
+
+constexpr uint32_t kInfinity = 0x7f800000u;  // as bits
+
+// One kind of moments of a block that was stepped and waits to be encoded.
+template <class L, bool Signed>
+struct Moments {
+    alignas(64) float values[kQuantizedBlock];
+    float scale = 0.0f;  // where it is not positive nothing waits
+    typename L::U dither;
+    Int8* codes;
+
+    // largest: the maximum of the magnitudes' bits.
+    SFF_INLINE void close(uint32_t largest, typename L::U first_dither, float* block, Int8* to) {
+        *block = scale = block_scale(from_bits(largest), largest < kInfinity);
+        dither = first_dither;
+        codes = to;
+        if (!(scale > 0.0f)) memset(to, 0, kQuantizedBlock);
     }
-    SFF_INLINE float scale() const {
-        const bool finite = L::largest(select_less(zero, L::f(1.0f), L::f(0.0f), L::f(1.0f))) == 0.0f;
-        return block_scale(L::largest(largest), finite);
+    // The same maximum, read again.
+    __attribute__((noinline, cold)) uint32_t largest_again() const {
+        uint32_t bits = 0;
+        for (const float x : values) bits = larger_bits(to_bits(x) & 0x7fffffffu, bits);
+        return bits;
     }
+
+private:
+    static uint32_t larger_bits(uint32_t a, uint32_t b) { return a > b ? a : b; }
 };
 
+// Encodes a block's moments, four vectors at a time.
 template <class L, bool Signed>
-SFF_INLINE void encode_block(const float* x, float scale, typename L::U dither, Int8* codes) {
-    if (!(scale > 0.0f)) {
-        memset(codes, 0, kQuantizedBlock);
-        return;
-    }
-    const typename L::F factor = L::f(encoding_factor(scale, Signed ? kSignedTop : kUnsignedTop));
-    SFF_UNROLL
-    for (int k = 0; k < kQuantizedBlock; k += L::lanes, dither = AdamWNoise<L>::next(dither)) {
-        const typename L::F y = L::load(x + k);
-        uint8_t* out = &codes[k].code;
-        if constexpr (Signed) {
-            L::store_bytes(out, encode_signed<L>(y, factor));
-        } else {
-            L::store_bytes(out, encode_unsigned<L>(y, factor, dither));
-        }
-    }
-}
+class Encoder {
+public:
+    explicit SFF_INLINE Encoder(const Moments<L, Signed>& moments)
+        : moments_(moments),
+          waits_(moments.scale > 0.0f),
+          factor_(L::f(encoding_factor(moments.scale, Signed ? kSignedTop : kUnsignedTop))),
+          dither_(moments.dither),
+          codes_(moments.codes) {}
 
-// One whole block with int8 states.
-template <class L, class P, bool Amsgrad, int Store>
-SFF_INLINE void adamw_block(const AdamWArrays<P, Int8>& a, const uint16_t* h, typename L::U dither, const AdamWCoefficients<L>& c) {
-    using F = typename L::F;
-    alignas(64) float exp_avg[kQuantizedBlock], exp_avg_sq[kQuantizedBlock], max_exp_avg_sq[kQuantizedBlock];
-    const F m_scale = L::f(*a.exp_avg_scale), v_scale = L::f(*a.exp_avg_sq_scale);
-    const F x_scale = L::f(Amsgrad ? *a.max_exp_avg_sq_scale : 0.0f);
-    Extent<L> m_extent, v_extent, x_extent;
-    for (int i = 0; i < kQuantizedBlock; i += 2 * L::lanes) {
-        F p[2];
+    SFF_INLINE void encode(int k) {
+        if (waits_) zero_ = encode_four<false>(k) || zero_;
+    }
+    // A second moment's code 0 may be one that the fast formula could not tell.
+    SFF_INLINE void finish() const {
+        if (!Signed && zero_) encode_bounded(moments_);
+    }
+
+private:
+    template <bool Bounded>
+    SFF_INLINE bool encode_four(int k) {
+        typename L::U code[4];
         SFF_UNROLL
-        for (int j = 0; j < 2; ++j) {
-            const int k = i + j * L::lanes;
-            p[j] = load_param<L, P, Store>(a.param + k, a.compensation + k);
-            F m = decode_signed<L>(L::load_bytes(&a.exp_avg[k].code), m_scale);
-            F v = decode_unsigned<L>(L::load_bytes(&a.exp_avg_sq[k].code), v_scale);
-            F x = L::f(0.0f);
-            if constexpr (Amsgrad) x = decode_unsigned<L>(L::load_bytes(&a.max_exp_avg_sq[k].code), x_scale);
-            adamw<L, Amsgrad>(p[j], L::load(a.grad + k), m, v, x, c);
-            m_extent.add(m);
-            v_extent.add(v);
-            memcpy(exp_avg + k, &m, sizeof m);
-            memcpy(exp_avg_sq + k, &v, sizeof v);
-            if constexpr (Amsgrad) {
-                x_extent.add(x);
-                memcpy(max_exp_avg_sq + k, &x, sizeof x);
+        for (int j = 0; j < 4; ++j) {
+            const typename L::F x = L::load(moments_.values + k + j * L::lanes);
+            if constexpr (Signed) {
+                code[j] = encode_signed<L>(x, factor_);
+            } else {
+                code[j] = encode_unsigned<L, Bounded>(x, factor_, dither_);
+                dither_ = dither_ + dither_step_;
             }
         }
-        prefetch_ahead<L>(a.param + i);
-        prefetch_ahead<L>(a.grad + i);
-        store_params<L, P, Store>(a.param + i, a.compensation + i, p[0], p[1], advance<Store == kStoreStochastic>(h, i));
+        return store_(&codes_[k].code, code);
     }
-    encode_block<L, true>(exp_avg, *a.exp_avg_scale = m_extent.scale(), dither, a.exp_avg);
-    encode_block<L, false>(exp_avg_sq, *a.exp_avg_sq_scale = v_extent.scale(), dither, a.exp_avg_sq);
+    static __attribute__((noinline)) void encode_bounded(const Moments<L, Signed>& moments) {
+        Encoder again(moments);
+        for (int k = 0; k < kQuantizedBlock; k += 4 * L::lanes) again.template encode_four<true>(k);
+    }
+
+    const Moments<L, Signed>& moments_;
+    const bool waits_;
+    bool zero_ = false;
+    const typename L::F factor_;
+    typename L::U dither_;
+    const typename L::U dither_step_ = L::kept(L::u(static_cast<uint32_t>(L::lanes) * kDitherStep));
+    const typename L::CodeStore store_ = {};
+    Int8* const codes_;
+};
+
+template <class L>
+struct BlockMoments {
+    Moments<L, true> exp_avg;
+    Moments<L, false> exp_avg_sq, max_exp_avg_sq;
+};
+
+template <class L, bool Amsgrad>
+class BlockEncoder {
+public:
+    explicit SFF_INLINE BlockEncoder(const BlockMoments<L>& m)
+        : exp_avg_(m.exp_avg), exp_avg_sq_(m.exp_avg_sq), max_exp_avg_sq_(m.max_exp_avg_sq) {}
+    SFF_INLINE void encode_signed_four(int k) { exp_avg_.encode(k); }
+    SFF_INLINE void encode_unsigned_four(int k) {
+        exp_avg_sq_.encode(k);
+        if constexpr (Amsgrad) max_exp_avg_sq_.encode(k);
+    }
+    SFF_INLINE void finish() const {
+        exp_avg_sq_.finish();
+        if constexpr (Amsgrad) max_exp_avg_sq_.finish();
+    }
+
+private:
+    Encoder<L, true> exp_avg_;
+    Encoder<L, false> exp_avg_sq_, max_exp_avg_sq_;
+};
+
+// One whole block with int8 states, which leaves its new moments in `now`, while those of the block before, `waiting`, are
+// encoded: divisions and square roots keep one unit busy, and what encoding takes runs while they are waited for.
+template <class L, class P, bool Amsgrad, int Store>
+SFF_INLINE void adamw_block(const AdamWArrays<P, Int8>& a, const uint16_t* h, typename L::U dither, const AdamWCoefficients<L>& c,
+                            const BlockMoments<L>& waiting, BlockMoments<L>& now) {
+    using F = typename L::F;
+    using U = typename L::U;
+    BlockEncoder<L, Amsgrad> encoder(waiting);
+    const F m_scale = L::f(*a.exp_avg_scale), v_scale = L::f(*a.exp_avg_sq_scale);
+    const F x_scale = L::f(Amsgrad ? *a.max_exp_avg_sq_scale : 0.0f);
+    F m_largest = L::f(0.0f);
+    U v_largest = L::u(0), x_largest = L::u(0);
+    typename L::NanNote nans;
+    prefetch_states<L>(a.exp_avg_scale);
+    prefetch_states<L>(a.exp_avg_sq_scale);
+    for (int i = 0; i < kQuantizedBlock; i += 4 * L::lanes) {
+        prefetch_states<L>(a.exp_avg + i);
+        prefetch_states<L>(a.exp_avg_sq + i);
+        F p[4], m[4], root[4];
+        SFF_UNROLL
+        for (int j = 0; j < 4; ++j) {
+            const int k = i + j * L::lanes;
+            p[j] = load_param<L, P, Store>(a.param + k, a.compensation + k);
+            m[j] = decode_signed<L>(L::load_codes(&a.exp_avg[k].code), m_scale);
+            F v = decode_unsigned<L>(L::load_codes(&a.exp_avg_sq[k].code), v_scale);
+            F x = L::f(0.0f);
+            if constexpr (Amsgrad) x = decode_unsigned<L>(L::load_codes(&a.max_exp_avg_sq[k].code), x_scale);
+            root[j] = adamw_moments<L, Amsgrad>(p[j], L::load(a.grad + k), m[j], v, x, c);
+            m_largest = L::larger_magnitude(m[j], m_largest);
+            v_largest = larger(to_bits(v), v_largest);  // none is negative
+            memcpy(now.exp_avg.values + k, &m[j], sizeof m[j]);
+            memcpy(now.exp_avg_sq.values + k, &v, sizeof v);
+            if constexpr (Amsgrad) {
+                x_largest = larger(to_bits(x), x_largest);
+                memcpy(now.max_exp_avg_sq.values + k, &x, sizeof x);
+            }
+        }
+        encoder.encode_signed_four(i);
+        SFF_UNROLL
+        for (int j = 0; j < 4; j += 2) {
+            const int k = i + j * L::lanes;
+            p[j] = adamw_param<L>(p[j], m[j], root[j], c);
+            p[j + 1] = adamw_param<L>(p[j + 1], m[j + 1], root[j + 1], c);
+            prefetch_ahead_to_write<L>(a.param + k);
+            prefetch_ahead<L>(a.grad + k);
+            if constexpr (std::is_same<P, float>::value) {  // NaNs are made canonical below, for the block as a whole
+                nans.add(p[j], p[j + 1]);
+                L::store(a.param + k, p[j]);
+                L::store(a.param + k + L::lanes, p[j + 1]);
+            } else {
+                store_params<L, P, Store>(a.param + k, a.compensation + k, p[j], p[j + 1], advance<Store == kStoreStochastic>(h, k));
+            }
+        }
+        encoder.encode_unsigned_four(i);
+    }
+    encoder.finish();
+    if constexpr (std::is_same<P, float>::value) {
+        if (__builtin_expect(nans.any(), 0))
+            for (int k = 0; k < kQuantizedBlock; ++k) a.param[k] = canonical(a.param[k]);
+    }
+    // The first moments' maximum may have missed a NaN. It is there only with one in their scale, or with one in a gradient and
+    // so in a second moment too.
+    const uint32_t v_bits = L::largest(v_largest);
+    const float old_scale = *a.exp_avg_scale;
+    const bool exact = v_bits < kInfinity && old_scale == old_scale;
+    const uint32_t m_bits = exact ? L::largest(to_bits(m_largest)) : now.exp_avg.largest_again();
+    now.exp_avg.close(m_bits, dither, a.exp_avg_scale, a.exp_avg);
+    now.exp_avg_sq.close(v_bits, dither, a.exp_avg_sq_scale, a.exp_avg_sq);
     if constexpr (Amsgrad)
-        encode_block<L, false>(max_exp_avg_sq, *a.max_exp_avg_sq_scale = x_extent.scale(), dither, a.max_exp_avg_sq);
+        now.max_exp_avg_sq.close(L::largest(x_largest), dither, a.max_exp_avg_sq_scale, a.max_exp_avg_sq);
+}
+
+template <class L, bool Amsgrad>
+__attribute__((noinline)) void encode_waiting(const BlockMoments<L>& waiting) {
+    BlockEncoder<L, Amsgrad> encoder(waiting);
+    for (int k = 0; k < kQuantizedBlock; k += 4 * L::lanes) {
+        encoder.encode_signed_four(k);
+        encoder.encode_unsigned_four(k);
+    }
+    encoder.finish();
 }
 
 // A parameter's last block, shorter than the others: a whole one on copies; the zeros behind it change no scale.
@@ -250,7 +378,9 @@ __attribute__((noinline)) void adamw_last_block(const AdamWArrays<P, Int8>& a, i
     copy.exp_avg = exp_avg;
     copy.exp_avg_sq = exp_avg_sq;
     copy.max_exp_avg_sq = max_exp_avg_sq;
-    adamw_block<L, P, Amsgrad, Store>(copy, rounding, dither, c);
+    BlockMoments<L> nothing, now;
+    adamw_block<L, P, Amsgrad, Store>(copy, rounding, dither, c, nothing, now);
+    encode_waiting<L, Amsgrad>(now);
     memcpy(a.param, param, params);
     memcpy(a.exp_avg, exp_avg, states);
     memcpy(a.exp_avg_sq, exp_avg_sq, states);
@@ -258,28 +388,54 @@ __attribute__((noinline)) void adamw_last_block(const AdamWArrays<P, Int8>& a, i
     if constexpr (Store == kStoreCompensated) memcpy(a.compensation, compensation, params);
 }
 
-template <class L, class P, class S, bool Amsgrad, int Store>
-void adamw_strip(const AdamWTask& t, int64_t begin, int64_t n, const uint16_t* rounding, const AdamWCoefficients<L>& c) {
-    if constexpr (std::is_same<S, Int8>::value) {
+// The steps of neighbouring strips with int8 states. Moments wait from one block to the next, and at the end for `finish`.
+template <class L, class P, bool Amsgrad, int Store>
+class QuantizedSteps {
+public:
+    explicit QuantizedSteps(const AdamWTask& t) : t_(t), c_(t) {}
+
+    void strip(int64_t begin, int64_t n, const uint16_t* rounding) {
         for (int64_t i = 0; i < n; i += kQuantizedBlock) {
-            const AdamWArrays<P, S> a(t, begin + i);
+            const AdamWArrays<P, Int8> a(t_, begin + i);
             const uint16_t* h = advance<Store == kStoreStochastic>(rounding, i);
-            const typename L::U dither = AdamWNoise<L>::dither_at(t.dither, begin + i);
+            const typename L::U dither = AdamWNoise<L>::dither_at(t_.dither, begin + i);
             if (n - i >= kQuantizedBlock) {
-                adamw_block<L, P, Amsgrad, Store>(a, h, dither, c);
+                adamw_block<L, P, Amsgrad, Store>(a, h, dither, c_, moments_[turn_], moments_[1 - turn_]);
+                turn_ = 1 - turn_;
             } else {
-                adamw_last_block<L, P, Amsgrad, Store>(a, n - i, h, dither, c);
+                adamw_last_block<L, P, Amsgrad, Store>(a, n - i, h, dither, c_);
             }
         }
-    } else {
-        const AdamWNoise<L> noise = {rounding, AdamWNoise<L>::dither_at(t.dither, begin)};
-        adamw_dense<L, P, S, Amsgrad, Store>(AdamWArrays<P, S>(t, begin), n, noise, c);
     }
-}
+    void finish() { encode_waiting<L, Amsgrad>(moments_[turn_]); }
+
+private:
+    const AdamWTask& t_;
+    const AdamWCoefficients<L> c_;
+    BlockMoments<L> moments_[2];
+    int turn_ = 0;
+};
+
+template <class L, class P, class S, bool Amsgrad, int Store>
+class DenseSteps {
+public:
+    explicit DenseSteps(const AdamWTask& t) : t_(t), c_(t) {}
+
+    void strip(int64_t begin, int64_t n, const uint16_t* rounding) {
+        const AdamWNoise<L> noise = {rounding, AdamWNoise<L>::dither_at(t_.dither, begin)};
+        adamw_dense<L, P, S, Amsgrad, Store>(AdamWArrays<P, S>(t_, begin), n, noise, c_);
+    }
+    void finish() {}
+
+private:
+    const AdamWTask& t_;
+    const AdamWCoefficients<L> c_;
+};
 
 template <class L, class P, class S, bool Amsgrad, int Store>
 void adamw_run(const AdamWTask& t, int64_t begin, int64_t end) {
-    const AdamWCoefficients<L> c(t);
+    using Quantized = QuantizedSteps<L, P, Amsgrad, Store>;
+    std::conditional_t<std::is_same<S, Int8>::value, Quantized, DenseSteps<L, P, S, Amsgrad, Store>> steps(t);
     if constexpr (Store == kStoreStochastic) {
         static_assert(kStrip % kQuantizedBlock == 0, "strips are whole blocks");
         Task stream = {};
@@ -288,11 +444,12 @@ void adamw_run(const AdamWTask& t, int64_t begin, int64_t end) {
         uint32_t words[(kStrip + 8) / 2 + 4 * L::lanes];
         for (int64_t i = begin; i < end; i += kStrip) {
             const int64_t n = end - i < kStrip ? end - i : kStrip;
-            adamw_strip<L, P, S, Amsgrad, Store>(t, i, n, rounding_bits<L>(stream, static_cast<uint64_t>(i), n, words), c);
+            steps.strip(i, n, rounding_bits<L>(stream, static_cast<uint64_t>(i), n, words));
         }
     } else {
-        adamw_strip<L, P, S, Amsgrad, Store>(t, begin, end - begin, nullptr, c);
+        steps.strip(begin, end - begin, nullptr);
     }
+    steps.finish();
 }
 
 template <class L, class P, class S, int Store>

@@ -57,6 +57,8 @@ void check_task(const Task& t, int64_t index) {
     const Range memory = range_of(t, t.memory_offset, t.memory_strides);
     if (memory.first < 0 || memory.last >= t.memory_elements)
         refuse(index, "reaches outside of its " + std::to_string(t.memory_elements) + " elements of memory");
+    // Their runs are walked below, and small strides make any number of them out of a small memory.
+    if (elements > t.memory_elements) refuse(index, "has more elements than its memory: it writes one of them twice");
     const Range draw = range_of(t, t.draw_offset, t.draw_strides);
     if (draw.first < 0 || draw.last > (static_cast<Wide>(1) << 62)) refuse(index, "draw index out of range");
     const Range logical = range_of(t, t.logical_offset, t.logical_strides);

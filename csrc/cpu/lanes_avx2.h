@@ -43,18 +43,37 @@ struct Avx2 {
         return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
     }
 
-    static SFF_INLINE U load_bytes(const uint8_t* p) {
-        return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
+    static constexpr int code_bit = 24;
+    // One shuffle of bytes that were repeated by the load.
+    static SFF_INLINE U load_codes(const uint8_t* p) {
+        long long codes;
+        memcpy(&codes, p, sizeof codes);
+        const __m256i to_top = _mm256_setr_epi32(0x00808080, 0x01808080, 0x02808080, 0x03808080,  //
+                                                 0x04808080, 0x05808080, 0x06808080, 0x07808080);
+        return {_mm256_shuffle_epi8(_mm256_set1_epi64x(codes), to_top)};
     }
-    // The lanes are below 256.
-    static SFF_INLINE void store_bytes(uint8_t* p, U a) {
-        const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
-        _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(halves, halves));
+    struct CodeStore {
+        SFF_INLINE bool operator()(uint8_t* p, const U (&a)[4]) const {
+            const __m256i low = _mm256_packus_epi32(_mm256_srli_epi32(a[0].v, 24), _mm256_srli_epi32(a[1].v, 24));
+            const __m256i high = _mm256_packus_epi32(_mm256_srli_epi32(a[2].v, 24), _mm256_srli_epi32(a[3].v, 24));
+            const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            const __m256i codes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), codes);
+            return _mm256_movemask_epi8(_mm256_cmpeq_epi8(codes, _mm256_setzero_si256())) != 0;
+        }
+    };
+    static SFF_INLINE U kept(U x) {
+        asm("" : "+x"(x.v));
+        return x;
     }
-    static SFF_INLINE float largest(F a) {
-        __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
-        x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-        return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
+    static SFF_INLINE F larger_magnitude(F a, F b) {
+        const __m256 sign = _mm256_set1_ps(-0.0f);
+        return {_mm256_max_ps(_mm256_andnot_ps(sign, a.v), _mm256_andnot_ps(sign, b.v))};
+    }
+    static SFF_INLINE uint32_t largest(U a) {
+        __m128i x = _mm_max_epu32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+        x = _mm_max_epu32(x, _mm_unpackhi_epi64(x, x));
+        return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(x, _mm_shuffle_epi32(x, 1))));
     }
 
     static SFF_INLINE bool any_nan(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_UNORD_Q)) != 0; }
@@ -115,6 +134,7 @@ struct Avx2 {
         _mm256_storeu_pd(p + 4, high);
     }
     static SFF_INLINE void prefetch(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+    static SFF_INLINE void prefetch_to_write(uintptr_t p) { asm volatile("prefetchw %0" : : "m"(*reinterpret_cast<const char*>(p))); }
     static SFF_INLINE void prefetch_far(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 };
 
@@ -145,6 +165,10 @@ SFF_INLINE Avx2::F select_by_sign(Avx2::U s, Avx2::F a, Avx2::F b) {
 SFF_INLINE Avx2::F select_less(Avx2::F a, Avx2::F b, Avx2::F x, Avx2::F y) {
     return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
 }
+SFF_INLINE Avx2::U select_bits(Avx2::U mask, Avx2::U a, Avx2::U b) {
+    return {_mm256_or_si256(_mm256_and_si256(mask.v, a.v), _mm256_andnot_si256(mask.v, b.v))};
+}
+SFF_INLINE Avx2::U larger(Avx2::U a, Avx2::U b) { return {_mm256_max_epu32(a.v, b.v)}; }
 SFF_INLINE Avx2::F smaller(Avx2::F a, Avx2::F b) { return {_mm256_min_ps(a.v, b.v)}; }
 SFF_INLINE Avx2::F larger(Avx2::F a, Avx2::F b) { return {_mm256_max_ps(a.v, b.v)}; }
 

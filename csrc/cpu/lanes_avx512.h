@@ -49,13 +49,41 @@ struct Avx512 {
         return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
     }
 
-    static SFF_INLINE U load_bytes(const uint8_t* p) {
-        return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+    static constexpr int code_bit = 24;
+    // One shuffle of bytes that were repeated by the load.
+    static SFF_INLINE U load_codes(const uint8_t* p) {
+        const __m512i codes = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+        const __m512i to_top = _mm512_setr_epi32(0x00808080, 0x01808080, 0x02808080, 0x03808080,  //
+                                                 0x04808080, 0x05808080, 0x06808080, 0x07808080,  //
+                                                 0x08808080, 0x09808080, 0x0a808080, 0x0b808080,  //
+                                                 0x0c808080, 0x0d808080, 0x0e808080, 0x0f808080);
+        return {_mm512_shuffle_epi8(codes, to_top)};
     }
-    static SFF_INLINE void store_bytes(uint8_t* p, U a) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+    // Within 128 bits the four top bytes of vector j become 32-bit lane j; then the lanes of a vector come together.
+    class CodeStore {
+    public:
+        SFF_INLINE CodeStore() { asm("" : "+Yk"(second_), "+Yk"(third_), "+Yk"(fourth_)); }  // kept, as below
+        SFF_INLINE bool operator()(uint8_t* p, const U (&a)[4]) const {
+            const __m512i tops = _mm512_set1_epi32(0x0f0b0703);
+            const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            __m512i codes = _mm512_shuffle_epi8(a[0].v, tops);
+            codes = _mm512_mask_shuffle_epi8(codes, second_, a[1].v, tops);
+            codes = _mm512_mask_shuffle_epi8(codes, third_, a[2].v, tops);
+            codes = _mm512_mask_shuffle_epi8(codes, fourth_, a[3].v, tops);
+            _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, codes));
+            return _mm512_testn_epi8_mask(codes, codes) != 0;
+        }
+
+    private:
+        __mmask64 second_ = 0x00f000f000f000f0, third_ = 0x0f000f000f000f00, fourth_ = 0xf000f000f000f000;
+    };
+    // The compiler knows too many constants for 32 registers and makes them where they are used, on a port that shuffles need.
+    static SFF_INLINE U kept(U x) {
+        asm("" : "+v"(x.v));
+        return x;
     }
-    static SFF_INLINE float largest(F a) { return _mm512_reduce_max_ps(a.v); }
+    static SFF_INLINE F larger_magnitude(F a, F b) { return {_mm512_range_ps(a.v, b.v, 0b1011)}; }
+    static SFF_INLINE uint32_t largest(U a) { return _mm512_reduce_max_epu32(a.v); }
 
     static SFF_INLINE bool any_nan(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q) != 0; }
     template <class T>
@@ -126,6 +154,7 @@ struct Avx512 {
         _mm512_storeu_pd(p + 8, high);
     }
     static SFF_INLINE void prefetch(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+    static SFF_INLINE void prefetch_to_write(uintptr_t p) { asm volatile("prefetchw %0" : : "m"(*reinterpret_cast<const char*>(p))); }
     static SFF_INLINE void prefetch_far(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 };
 
@@ -156,6 +185,10 @@ SFF_INLINE Avx512::F select_by_sign(Avx512::U s, Avx512::F a, Avx512::F b) {
 SFF_INLINE Avx512::F select_less(Avx512::F a, Avx512::F b, Avx512::F x, Avx512::F y) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
 }
+SFF_INLINE Avx512::U select_bits(Avx512::U mask, Avx512::U a, Avx512::U b) {
+    return {_mm512_ternarylogic_epi32(mask.v, a.v, b.v, 0xCA)};
+}
+SFF_INLINE Avx512::U larger(Avx512::U a, Avx512::U b) { return {_mm512_max_epu32(a.v, b.v)}; }
 SFF_INLINE Avx512::F smaller(Avx512::F a, Avx512::F b) { return {_mm512_min_ps(a.v, b.v)}; }
 SFF_INLINE Avx512::F larger(Avx512::F a, Avx512::F b) { return {_mm512_max_ps(a.v, b.v)}; }
 

@@ -30,11 +30,31 @@ struct Portable {
 
     static SFF_INLINE U load_words(const uint32_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
     static SFF_INLINE F load_table(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
-    static SFF_INLINE U load_bytes(const uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
-    static SFF_INLINE void store_bytes(uint8_t* p, U a) {
-        for (int i = 0; i < lanes; ++i) p[i] = static_cast<uint8_t>(a.v[i]);
+    static constexpr int code_bit = 0;
+    static SFF_INLINE U load_codes(const uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+    // Stores four vectors of codes, and tells whether one of them is 0. Made once before a loop.
+    struct CodeStore {
+        SFF_INLINE bool operator()(uint8_t* p, const U (&a)[4]) const {
+            bool zero = false;
+            for (int i = 0; i < 4 * lanes; ++i) {
+                p[i] = static_cast<uint8_t>(a[i / lanes].v[i % lanes]);
+                zero = zero || p[i] == 0;
+            }
+            return zero;
+        }
+    };
+    static SFF_INLINE U kept(U x) { return x; }  // a constant that a loop shall not make again and again
+    // The larger magnitude of two; of a NaN and a number either.
+    static SFF_INLINE F larger_magnitude(F a, F b) {
+        F r;
+        for (int i = 0; i < lanes; ++i) r.v[i] = larger(from_bits(to_bits(a.v[i]) & 0x7fffffffu), from_bits(to_bits(b.v[i]) & 0x7fffffffu));
+        return r;
     }
-    static SFF_INLINE float largest(F a) { return larger(larger(a.v[0], a.v[1]), larger(a.v[2], a.v[3])); }
+    static SFF_INLINE uint32_t largest(U a) {
+        uint32_t result = 0;
+        for (int i = 0; i < lanes; ++i) result = a.v[i] > result ? a.v[i] : result;
+        return result;
+    }
     static SFF_INLINE void store_upper_halves(BFloat16* p, U a, U b) {
         for (int i = 0; i < lanes; ++i) {
             p[i].bits = static_cast<uint16_t>(a.v[i] >> 16);
@@ -72,6 +92,7 @@ struct Portable {
         for (int i = 0; i < lanes; ++i) p[i] = interpolated(p[i], shrink, perturb, draw.v[i]);
     }
     static SFF_INLINE void prefetch(uintptr_t) {}      // a line that is needed soon
+    static SFF_INLINE void prefetch_to_write(uintptr_t) {}  // the same, of a line that is going to be written
     static SFF_INLINE void prefetch_far(uintptr_t) {}  // into the second-level cache, which leaves the first level's few requests free
 };
 
@@ -105,6 +126,9 @@ SFF_INLINE Portable::F select_by_sign(Portable::U s, Portable::F a, Portable::F 
     SFF_LANEWISE(F, select_by_sign(s.v[i], a.v[i], b.v[i]))
 SFF_INLINE Portable::F select_less(Portable::F a, Portable::F b, Portable::F x, Portable::F y)
     SFF_LANEWISE(F, select_less(a.v[i], b.v[i], x.v[i], y.v[i]))
+SFF_INLINE Portable::U select_bits(Portable::U mask, Portable::U a, Portable::U b)
+    SFF_LANEWISE(U, select_bits(mask.v[i], a.v[i], b.v[i]))
+SFF_INLINE Portable::U larger(Portable::U a, Portable::U b) SFF_LANEWISE(U, a.v[i] > b.v[i] ? a.v[i] : b.v[i])
 SFF_INLINE Portable::F smaller(Portable::F a, Portable::F b) SFF_LANEWISE(F, smaller(a.v[i], b.v[i]))
 SFF_INLINE Portable::F larger(Portable::F a, Portable::F b) SFF_LANEWISE(F, larger(a.v[i], b.v[i]))
 #undef SFF_LANEWISE

@@ -17,6 +17,7 @@ namespace SFF_ISA {
 
 constexpr int64_t kStrip = 1536;         // elements whose rounding bits are drawn at once: whole groups of interleaved units
 constexpr int kPrefetchBytes = 2048;     // measured: without it the hardware prefetcher stops at every page
+constexpr int64_t kHeadElements = 4096;  // runs from twice this length on have their first lines prefetched
 
 template <class L>
 struct Coefficients {
@@ -70,15 +71,16 @@ SFF_INLINE typename L::Q products_at(uint64_t block) {
 }
 
 template <class L>
-SFF_INLINE typename L::Q products_step(int units) {
+SFF_INLINE typename L::Q products_step(int64_t units) {
     return L::q(static_cast<uint64_t>(units) * L::blocks * kPhiloxM0);
 }
 
-// The words of J consecutive units.
+// The words of J units in two halves of consecutive ones, the second of which begins with the products `second`.
 template <class L, int J, PhiloxForm Form>
-SFF_INLINE void unit_words(typename L::Q products, const PhiloxKey& key, typename L::Q (&c)[J][4]) {
+SFF_INLINE void unit_words(typename L::Q first, typename L::Q second, const PhiloxKey& key, typename L::Q (&c)[J][4]) {
+    constexpr int half = (J + 1) / 2;
     SFF_UNROLL
-    for (int j = 0; j < J; ++j) c[j][0] = j == 0 ? products : products + products_step<L>(j);
+    for (int j = 0; j < J; ++j) c[j][0] = (j < half ? first : second) + products_step<L>(j % half);
     philox<L, J, Form>(c, key);
 }
 
@@ -121,46 +123,57 @@ SFF_INLINE void unit_draws(const typename L::Q (*w)[4], const Task& t, typename 
     }
 }
 
+// Prefetches the lines of n elements, `ahead` bytes further on. Any address may be prefetched.
+template <class L, class T>
+SFF_INLINE void prefetch_lines(const T* p, int64_t n, int ahead) {
+    for (int64_t byte = 0; byte < static_cast<int64_t>(sizeof(T)) * n; byte += 64)
+        L::prefetch_far(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(ahead + byte));
+}
+
 // Moves a pointer that exists only for some kinds of run.
 template <bool Exists, class P>
 SFF_INLINE P* advance(P* p, int64_t n) {
     return Exists ? p + n : p;
 }
 
-// J whole units at p, whose first draw is the first one of the block with these products; table and h point to the draws and
-// rounding bits of p where the kind of run has them.
+// J whole units, half of them at p and half of them `apart` elements further on. The first draws of both halves are those of
+// the blocks with the products `first` and `second`; table and h point to the draws and rounding bits of p where the kind of
+// run has them.
 template <class L, class T, int Kind, int J, bool Stochastic>
-SFF_INLINE void units(T* p, typename L::Q products, const PhiloxKey& key, const float* table, const uint16_t* h, const Task& t,
-                      const Coefficients<L>& c) {
-    constexpr int width = 2 * L::lanes;
+SFF_INLINE void units(T* p, int64_t apart, typename L::Q first, typename L::Q second, const PhiloxKey& key, const float* table,
+                      const uint16_t* h, const Task& t, const Coefficients<L>& c) {
+    constexpr int width = 2 * L::lanes, half = (J + 1) / 2;
     typename L::Q w[J][4];
-    if constexpr (Kind != kConstant && Kind != kTable) unit_words<L, J, form_of(Kind)>(products, key, w);
+    if constexpr (Kind != kConstant && Kind != kTable) unit_words<L, J, form_of(Kind)>(first, second, key, w);
     constexpr int step = J % L::together == 0 ? L::together : 1;
     typename L::F draws[step][2];
     typename L::NanNote nans;
     SFF_UNROLL
     for (int j = 0; j < J; ++j) {
-        T* q = p + j * width;
+        const int64_t place = j % half * width + (j < half ? 0 : apart);
+        T* q = p + place;
         if constexpr (Kind != kConstant && Kind != kTable) {
             if (j % step == 0) unit_draws<L, Kind, step>(w + j, t, draws);
         }
-        typename L::F &first = draws[j % step][0], &second = draws[j % step][1];
+        typename L::F &low = draws[j % step][0], &high = draws[j % step][1];
         if constexpr (Kind == kConstant) {
-            first = second = L::f(t.p[0]);
+            low = high = L::f(t.p[0]);
         } else if constexpr (Kind == kTable) {
-            first = L::load_table(table + j * width);
-            second = L::load_table(table + j * width + L::lanes);
+            low = L::load_table(table + place);
+            high = L::load_table(table + place + L::lanes);
         }
-        for (int line = 0; line < static_cast<int>(sizeof(T)) * width; line += 64)
-            L::prefetch_far(reinterpret_cast<uintptr_t>(q) + kPrefetchBytes + static_cast<uintptr_t>(line));
+        prefetch_lines<L>(q, width, kPrefetchBytes);
         if constexpr (Stochastic) {
-            apply_pair_stochastic<L>(q, first, second, c, h + j * width);
+            apply_pair_stochastic<L>(q, low, high, c, h + place);
         } else {
-            apply_pair<L>(q, first, second, c, nans);
+            apply_pair<L>(q, low, high, c, nans);
         }
     }
     if constexpr (kNansLater<T> && !Stochastic) {
-        if (__builtin_expect(nans.any(), 0)) make_nans_canonical(p, J * width);
+        if (__builtin_expect(nans.any(), 0)) {
+            make_nans_canonical(p, half * width);
+            if (J > half) make_nans_canonical(p + apart, (J - half) * width);
+        }
     }
 }
 
@@ -177,14 +190,15 @@ __attribute__((noinline)) void partial_unit(T* p, int skip, int count, uint64_t 
     if (Kind == kTable) memcpy(draws + skip, table, sizeof(float) * static_cast<size_t>(count));
     if (Stochastic) memcpy(halves + skip, h, sizeof(uint16_t) * static_cast<size_t>(count));
     const PhiloxKey key = philox_key(t.seed, t.stream, static_cast<uint32_t>(block >> 32));
-    units<L, T, Kind, 1, Stochastic>(values, products_at<L>(block), key, draws, halves, t, Coefficients<L>(t));
+    const auto products = products_at<L>(block);
+    units<L, T, Kind, 1, Stochastic>(values, 0, products, products, key, draws, halves, t, Coefficients<L>(t));
     memcpy(p, values + skip, sizeof(T) * static_cast<size_t>(count));
 }
 
 // n elements at p, contiguous in memory and in the draw; h: their rounding bits.
 template <class L, class T, int Kind, bool Stochastic>
 void draw_run(T* p, int64_t n, uint64_t draw, const uint16_t* h, const Task& task) {
-    constexpr int width = 2 * L::lanes, many = L::interleave;
+    constexpr int width = 2 * L::lanes, many = L::interleave, each = (many + 1) / 2;
     constexpr bool tabled = Kind == kTable, random = Kind != kConstant && !tabled;
     const Task t = task;  // a copy that no store through p can change, so that its fields stay in registers
     const Coefficients<L> c(t);
@@ -204,10 +218,21 @@ void draw_run(T* p, int64_t n, uint64_t draw, const uint16_t* h, const Task& tas
         }
         const int64_t begin = i;
         typename L::Q products = products_at<L>(block);
-        for (; i + many * width <= end; i += many * width, products = products + products_step<L>(many))
-            units<L, T, Kind, many, Stochastic>(p + i, products, key, advance<tabled>(table, i), advance<Stochastic>(h, i), t, c);
+        // Two streams: the first and the second half of all whole turns, side by side.
+        const int64_t apart = many == 1 ? 0 : (end - i) / (many * width) * (each * width);
+        const auto step_apart = products_step<L>(apart / width);
+        if (apart > kHeadElements) {
+            prefetch_lines<L>(p + i, kPrefetchBytes / sizeof(T), 0);
+            prefetch_lines<L>(p + i + apart, kPrefetchBytes / sizeof(T), 0);
+        }
+        for (const int64_t stop = i + apart; i < stop; i += each * width, products = products + products_step<L>(each))
+            units<L, T, Kind, many, Stochastic>(p + i, apart, products, products + step_apart, key, advance<tabled>(table, i),
+                                                advance<Stochastic>(h, i), t, c);
+        i += apart;
+        products = products + step_apart;
         for (; i + width <= end; i += width, products = products + products_step<L>(1))
-            units<L, T, Kind, 1, Stochastic>(p + i, products, key, advance<tabled>(table, i), advance<Stochastic>(h, i), t, c);
+            units<L, T, Kind, 1, Stochastic>(p + i, 0, products, products, key, advance<tabled>(table, i),
+                                             advance<Stochastic>(h, i), t, c);
         if (i < end)
             partial_unit<L, T, Kind, Stochastic>(p + i, 0, static_cast<int>(end - i), block + static_cast<uint64_t>(i - begin) / 4,
                                                  advance<tabled>(table, i), advance<Stochastic>(h, i), task);
@@ -223,7 +248,7 @@ void draw_run(T* p, int64_t n, uint64_t draw, const uint16_t* h, const Task& tas
 template <class L, int J>
 SFF_INLINE void store_unit_words(typename L::Q products, const PhiloxKey& key, uint32_t* out) {
     typename L::Q c[J][4];
-    unit_words<L, J, kPairs>(products, key, c);
+    unit_words<L, J, kPairs>(products, products + products_step<L>((J + 1) / 2), key, c);
     SFF_UNROLL
     for (int j = 0; j < J; ++j) {
         typename L::U first, second;

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sff_fast import files
 from sff_fast.adapters import provenance
+from sff_fast.adapters.checkpoint import are_pickles_allowed, pickles_allowed
 from sff_fast.data.anomaly import SeriesBatch
 from sff_fast.data.imputation import MaskedBatch
 from sff_fast.errors import ArgumentError
@@ -120,6 +121,7 @@ class Adapter(ABC):
         self.source = source
         provenance.restore(model, source)
         self._origin = origin
+        self._allow_pickle = are_pickles_allowed()
         self._plan: InitPlan | None = None
         register_planner(model, self.plan)
 
@@ -171,7 +173,8 @@ class Adapter(ABC):
                 f"this {self.variant} model was made in memory and cannot be loaded again: "
                 "save it, then load it with sff_fast.load"
             )
-        return self._origin()
+        with pickles_allowed(self._allow_pickle):
+            return self._origin()
 
     def plan(self) -> InitPlan:
         """The distributions that :meth:`build` draws every parameter from; traced once."""

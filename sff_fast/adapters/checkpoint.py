@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,29 @@ _DAMAGE = (
     ValueError,
     struct.error,
 )
+
+
+# A permission belongs to the call that opens a checkpoint, not to the family: adapters of other packages need no word of it.
+_PICKLES: ContextVar[bool] = ContextVar("pickles", default=False)
+
+
+@contextlib.contextmanager
+def pickles_allowed(allow: bool = True) -> Iterator[None]:
+    """Within this block pickled files of weights are read; what allows them around it stays allowed.
+
+    Args:
+        allow: Whether this block allows them, default True.
+    """
+    token = _PICKLES.set(allow or _PICKLES.get())
+    try:
+        yield
+    finally:
+        _PICKLES.reset(token)
+
+
+def are_pickles_allowed() -> bool:
+    """Whether this is within :func:`pickles_allowed`."""
+    return _PICKLES.get()
 
 
 class ForeignCheckpointError(CheckpointError):
@@ -123,14 +148,15 @@ def read_weights(path: Path) -> Any:
     """Read a file of weights by its suffix.
 
     Args:
-        path: A safetensors file, or one written by ``torch.save`` with tensors and plain containers only.
+        path: A safetensors file, or, within :func:`pickles_allowed`, one written by ``torch.save`` with tensors and plain
+            containers only.
 
     Returns:
         Name to tensor for safetensors; for the others the object that was saved. Tensors are on the CPU, and not mapped
         to the file.
 
     Raises:
-        CheckpointError: The file cannot be read, is damaged, or holds other Python objects.
+        CheckpointError: The file cannot be read, is damaged, is pickled and that is not allowed, or holds other Python objects.
     """
     if path.suffix == ".safetensors":
         for place in (path, path.parent):
@@ -220,7 +246,8 @@ def load_exactly(model: nn.Module, state: dict[str, Tensor], path: Path, family:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        # Opened by Python first: the library says of a file that may not be read that it is not there.
+        with path.open("rb"), safetensors.safe_open(path, framework="pt") as file:
             # Cloned: what the library returns is mapped to the file, which may change under it.
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except OSError as error:
@@ -236,6 +263,11 @@ def _read_torch(path: Path) -> Any:
             pass
     except OSError as error:
         raise _unreadable(path, error) from error
+    if not are_pickles_allowed():
+        raise CheckpointError(
+            f"{str(path)!r} is a pickled file of weights, which is read on request only: pass allow_pickle=True (--allow-pickle) "
+            "if you know where it comes from, or take one that ends in .safetensors"
+        )
     if empty:
         raise _damaged(path, "it is empty")
     if _is_torchscript(path):

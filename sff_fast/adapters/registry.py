@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sff_fast.adapters.base import Adapter
-from sff_fast.adapters.checkpoint import ForeignCheckpointError, existing_path
+from sff_fast.adapters.checkpoint import ForeignCheckpointError, existing_path, pickles_allowed
 from sff_fast.errors import ArgumentError, CheckpointError
 
 #: Entry points of this group name :class:`Adapter` subclasses of other packages.
@@ -98,12 +98,15 @@ def families() -> dict[str, FamilyInfo]:
     return {name: _info(name) for name in sorted(names)}
 
 
-def load(family: str, path: str | os.PathLike[str], **options: Any) -> Adapter:
+def load(family: str, path: str | os.PathLike[str], *, allow_pickle: bool = False, **options: Any) -> Adapter:
     """Load a checkpoint from a local file or folder.
 
     Args:
         family: Name of a family, whose variants recognise their checkpoints, or of one variant; see :func:`families`.
         path: The file or folder in the family's published layout.
+        allow_pickle: Whether weights may come from a file of ``torch.save`` (``.ckpt``, ``.pt``, ``.pth``, ``.bin``). Also then
+            tensors and plain containers alone are read (``weights_only``), no object of another kind. Default False:
+            safetensors only.
         **options: The family's own; see the ``load`` of its adapter.
 
     Returns:
@@ -111,9 +114,11 @@ def load(family: str, path: str | os.PathLike[str], **options: Any) -> Adapter:
 
     Raises:
         ArgumentError: There is no such family or option.
-        CheckpointError: The checkpoint is missing, damaged or of another family.
+        CheckpointError: The checkpoint is missing, damaged or of another family, or pickled without ``allow_pickle``.
         MissingPackageError: The family's package is not installed.
     """
+    if not isinstance(allow_pickle, bool):
+        raise ArgumentError(f"allow_pickle must be True or False, got {allow_pickle!r}")
     cls = _choose(family, _find(family), path)
     known = [
         parameter.name
@@ -127,7 +132,8 @@ def load(family: str, path: str | os.PathLike[str], **options: Any) -> Adapter:
         if option not in known and not takes_any:
             raise ArgumentError(f"the family {cls.variant!r} has no option {option!r}: it takes {', '.join(known) or 'none'}")
     try:
-        return cls.load(path, **options)
+        with pickles_allowed(allow_pickle):
+            return cls.load(path, **options)
     except ForeignCheckpointError as error:
         owner = next((other for other in _ADAPTERS.values() if _owns(other, cls, error.keys)), None)
         if owner is None:

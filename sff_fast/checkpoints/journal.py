@@ -86,5 +86,5 @@ def load(path: Path) -> Pending | None:
         if hashlib.sha256(data).hexdigest() != head["sha256"]:
             raise ValueError("its data does not have the recorded sha256")
         return Pending(head["identity"], head["file"], head["begin"], data)
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise CheckpointError(f"the journal {str(path)!r} is damaged ({error}): restore the checkpoint from a copy") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import math
@@ -24,6 +25,11 @@ ROWS = (
     ("evaluating", "peak of an evaluation"),
     ("peak", "peak of the run"),
 )
+SEVERAL = (
+    ("kept", "pre-trained weights that compare and sweep keep on the host"),
+    ("peak", "peak of compare and sweep"),
+)
+"""Of several runs in one process."""
 
 
 def show_memory(
@@ -44,6 +50,7 @@ def show_memory(
     from sff_fast.training.config import resolve_settings
     from sff_fast.training.fit import CHOSEN, fit_settings, size_text, way_text
     from sff_fast.training.memory import MemoryModel
+    from sff_fast.training.pristine import host_bytes_of
     from sff_fast.training.strategies import check_predicted
 
     report.check_packages()  # a run does, which loads them
@@ -55,18 +62,21 @@ def show_memory(
     check_predicted(settings.strategy)
     windows = max(settings.batch_size, settings.eval_batch_size)
     data = noise(context_length, prediction_length, channels, windows, adapter.channel_independent)
+    # Before the model is cast: only what is bit for bit the checkpoint's is read from there again.
+    kept = host_bytes_of(adapter.model, adapter.source) if settings.device == "cpu" else 0
     if settings.max_memory is not None:
         settings, footprint = fit_settings(adapter, data, settings, given, in_memory=False)
     else:
         footprint = MemoryModel(adapter, data, settings, in_memory=False).predict(settings)
+    several = {"kept": kept, "peak": dataclasses.replace(footprint, kept=kept).peak}
     if as_json:
         chosen = {name: getattr(settings, name) for name in CHOSEN}
-        click.echo(json.dumps({"settings": chosen, "predicted": footprint.to_json()}, indent=2))
+        click.echo(json.dumps({"settings": chosen, "predicted": footprint.to_json(), "several": several}, indent=2))
         return
     click.echo(way_text(settings))
-    values = footprint.to_json()
-    for name, meaning in ROWS:
-        click.echo(f"{size_text(values[name]):>12}  {meaning}")
+    for rows, values in ((ROWS, footprint.to_json()), (SEVERAL, several)):
+        for name, meaning in rows:
+            click.echo(f"{size_text(values[name]):>12}  {meaning}")
 
 
 def noise(context_length: int, prediction_length: int, channels: int, windows: int, channel_independent: bool) -> ForecastData:

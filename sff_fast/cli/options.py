@@ -43,6 +43,23 @@ def _group(*options: Callable[[Function], Function]) -> Callable[[Function], Fun
     return decorate
 
 
+def _allow_pickle(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Allow pickled weights until the command ends."""
+    if value:
+        from sff_fast.adapters.checkpoint import pickles_allowed
+
+        ctx.with_resource(pickles_allowed())
+
+
+allow_pickle_option = click.option(
+    "--allow-pickle",
+    is_flag=True,
+    expose_value=False,
+    callback=_allow_pickle,
+    help="Also read weights that torch.save wrote (.ckpt, .pt, .pth, .bin): their tensors alone.",
+)
+
+
 def _gathered(argument: str, kind: type, *options: Callable[[Function], Function]) -> Callable[[Function], Function]:
     """Several options as one decorator that gives the command one argument.
 
@@ -72,6 +89,7 @@ model_options = _gathered(
     ),
     click.option("--checkpoint", metavar="PATH", help="Weights in the family's published layout: a file or folder."),
     click.option("--tiny", is_flag=True, help="A small random model of the family instead of --checkpoint."),
+    allow_pickle_option,
 )
 
 _table_options = _group(

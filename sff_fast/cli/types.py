@@ -34,7 +34,7 @@ class Number(click.ParamType):
         above = number > self.low if self.open_low else number >= self.low
         below = self.high is None or number <= self.high
         if not (math.isfinite(number) and above and below):
-            self.fail(f"expected {self.expected()}, got {value}", param, ctx)
+            self.fail(f"expected {self.expected()}, got {str(value).strip()}", param, ctx)
         return number
 
     def expected(self) -> str:

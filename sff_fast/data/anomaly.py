@@ -147,19 +147,19 @@ class AnomalyData:
                 f"{table.source!r}: too short: the normal part has {labels.train_end} rows, {val_rows} of them for validation, "
                 f"one window needs {context_length}; use a shorter context_length"
             )
-        self.table = without_constants(table, (0, train_rows))
+        self.table: Table = without_constants(table, (0, train_rows))
         self.labels = labels
         self.context_length = context_length
         self.segment_length = segment_length
         self.stride = stride
-        self.train_fraction = float(train_fraction)
-        self.val_share = float(val_share)
-        self.borders = Borders((0, train_rows), (train_rows, labels.train_end), (labels.train_end, len(table)))
-        self.scaler = Scaler.fit(self.table.values[:train_rows])
-        self.series = torch.from_numpy(standardised(self.table, self.scaler))
-        self.train = self._train_windows()
-        self.val = self._covering(self.borders.val)
-        self.test = self._covering(self.borders.test)
+        self.train_fraction: float = float(train_fraction)
+        self.val_share: float = float(val_share)
+        self.borders: Borders = Borders((0, train_rows), (train_rows, labels.train_end), (labels.train_end, len(table)))
+        self.scaler: Scaler = Scaler.fit(self.table.values[:train_rows])
+        self.series: torch.Tensor = torch.from_numpy(standardised(self.table, self.scaler))
+        self.train: SeriesWindows = self._train_windows()
+        self.val: SeriesWindows = self._covering(self.borders.val)
+        self.test: SeriesWindows = self._covering(self.borders.test)
 
     @classmethod
     def from_ucr(cls, path: str | os.PathLike[str], *args: Any, fill: str | None = None, **options: Any) -> AnomalyData:

@@ -11,7 +11,7 @@ import torch
 from ..errors import ArgumentError, DataError
 from . import validate
 from .scaler import Scaler
-from .split import parse_split, split_borders
+from .split import Borders, parse_split, split_borders
 from .table import Table
 from .windows import WindowSet
 
@@ -60,21 +60,21 @@ class ForecastData:
         validate.check_positive("prediction_length", prediction_length, self._least_horizon)
         if isinstance(train_fraction, bool) or not isinstance(train_fraction, (int, float)) or not 0 < train_fraction <= 1:
             raise ArgumentError(f"train_fraction must be above 0 and at most 1, got {train_fraction!r}")
-        self.split = parse_split(split)
-        self.borders = split_borders(len(table), split, context_length, prediction_length, table.source)
-        self.table = without_constants(table, self.borders.train)
+        self.split: str | tuple[float, float, float] = parse_split(split)
+        self.borders: Borders = split_borders(len(table), split, context_length, prediction_length, table.source)
+        self.table: Table = without_constants(table, self.borders.train)
         self.context_length = context_length
         self.prediction_length = prediction_length
         self.stride = stride
         self.channel_independent = channel_independent
-        self.train_fraction = float(train_fraction)
-        self.scaler = Scaler.fit(self.table.values[slice(*self.borders.train)])
+        self.train_fraction: float = float(train_fraction)
+        self.scaler: Scaler = Scaler.fit(self.table.values[slice(*self.borders.train)])
         series = torch.from_numpy(standardised(self.table, self.scaler))
         self._series = series.T.contiguous() if channel_independent else series
-        self.val = self._windows(self.borders.val)
-        self.test = self._windows(self.borders.test)
+        self.val: WindowSet = self._windows(self.borders.val)
+        self.test: WindowSet = self._windows(self.borders.test)
         everything = self._windows(self.borders.train)
-        self.train = everything
+        self.train: WindowSet = everything
         if train_fraction < 1:
             self.train = self._windows(self.borders.train, max(1, int(len(everything) * train_fraction)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,12 @@ import numpy as np
 
 from ..errors import DataError, require
 from .raw import RawTable
+
+# What numpy raises for a damaged file depends on the byte of its header, a Python literal, that is hit.
+_NPY_DAMAGE = (
+    *(ArithmeticError, EOFError, LookupError, MemoryError, OSError, RecursionError, SyntaxError, TypeError, ValueError),
+    tokenize.TokenError,
+)
 
 
 def from_array(values: np.ndarray, source: str = "the array") -> RawTable:
@@ -30,7 +37,7 @@ def from_dataframe(frame: Any, source: str = "the DataFrame") -> RawTable:
     pandas = require("pandas", "data")
     names = [str(name) for name in frame.columns]
     columns = [_from_series(frame.iloc[:, i], names[i], source, pandas) for i in range(len(names))]
-    notes = []
+    notes = [note for name, kind in zip(names, frame.dtypes) for note in _zone_notes(name, getattr(kind, "tz", None))]
     if isinstance(frame.index, (pandas.DatetimeIndex, pandas.PeriodIndex)):
         index = frame.index.to_timestamp() if isinstance(frame.index, pandas.PeriodIndex) else frame.index
         name = str(frame.index.name or "date")
@@ -38,8 +45,11 @@ def from_dataframe(frame: Any, source: str = "the DataFrame") -> RawTable:
             name = f"index_{name}"
         names.insert(0, name)
         columns.insert(0, _from_series(index.to_series(), name, source, pandas))
+        notes += _zone_notes(name, getattr(index, "tz", None))
     elif isinstance(frame.index, pandas.MultiIndex):
         raise DataError(f"{source} has an index of several levels: expected one row for each time step; reset the index")
+    elif not pandas.api.types.is_numeric_dtype(frame.index.dtype):
+        notes.append(f"the index, such as {frame.index[:1].tolist()}, holds no time stamps of pandas and was left out")
     return _checked(RawTable(source, names, columns, notes=notes))
 
 
@@ -55,7 +65,8 @@ def read_parquet(path: Path) -> RawTable:
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"cannot read the parquet file {source!r}: {' '.join(str(error).split())}") from error
     columns = [_from_arrow(table.column(i), name, source, arrow) for i, name in enumerate(table.column_names)]
-    return _checked(RawTable(source, list(table.column_names), columns))
+    notes = [note for field in table.schema for note in _zone_notes(field.name, getattr(field.type, "tz", None))]
+    return _checked(RawTable(source, list(table.column_names), columns, notes=notes))
 
 
 def read_npy(path: Path) -> RawTable:
@@ -65,7 +76,7 @@ def read_npy(path: Path) -> RawTable:
         values = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"cannot read the data file {source!r}: it does not exist; check the path") from error
-    except (OSError, ValueError, EOFError) as error:
+    except _NPY_DAMAGE as error:
         raise DataError(f"cannot read the NumPy file {source!r}: {' '.join(str(error).split())}") from error
     return from_array(values, repr(source))
 
@@ -77,6 +88,13 @@ def _checked(raw: RawTable) -> RawTable:
         if raw.names.count(name) > 1:
             raise DataError(f"{raw.source!r}: {raw.names.count(name)} columns are named {name!r}; rename them")
     return raw
+
+
+def _zone_notes(name: str, zone: Any) -> list[str]:
+    """What to say of a column of time stamps in a zone of its own; nothing of those without one or in UTC."""
+    if zone is None or str(zone) == "UTC":
+        return []
+    return [f"the time stamps in column {name!r} were converted to UTC from {zone}"]
 
 
 def _from_series(series: Any, name: str, source: str, pandas: Any) -> np.ndarray:

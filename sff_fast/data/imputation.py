@@ -59,7 +59,7 @@ class MaskedWindows:
         self, windows: WindowSet, name: str, hidden: Sequence[int], patch_length: int, seed: int, every_rate: bool
     ) -> None:
         self.windows = windows
-        self.border = windows.border
+        self.border: tuple[int, int] = windows.border
         self._patch_length = patch_length
         self._hidden = torch.tensor(hidden)
         self._every_rate = every_rate
@@ -156,13 +156,13 @@ class ImputationData(ForecastData):
                 f"got {context_length}"
             )
         self.patch_length = patch_length
-        self.mask_rates = _rates(mask_rates, context_length // patch_length)
-        self.mask_seed = check_seed(mask_seed)
+        self.mask_rates: tuple[float, ...] = _rates(mask_rates, context_length // patch_length)
+        self.mask_seed: int = check_seed(mask_seed)
         super().__init__(table, split, context_length, 0, stride, channel_independent, train_fraction)
         hidden = [_hidden(rate, context_length // patch_length) for rate in self.mask_rates]
-        self.train = MaskedWindows(self.train, "train/0", hidden, patch_length, 0, every_rate=False)
-        self.val = MaskedWindows(self.val, "val", hidden, patch_length, self.mask_seed, every_rate=True)
-        self.test = MaskedWindows(self.test, "test", hidden, patch_length, self.mask_seed, every_rate=True)
+        self.train: MaskedWindows = MaskedWindows(self.train, "train/0", hidden, patch_length, 0, every_rate=False)
+        self.val: MaskedWindows = MaskedWindows(self.val, "val", hidden, patch_length, self.mask_seed, every_rate=True)
+        self.test: MaskedWindows = MaskedWindows(self.test, "test", hidden, patch_length, self.mask_seed, every_rate=True)
 
     def begin_epoch(self, seed: int, epoch: int) -> None:
         """Train on other masks in every epoch.

@@ -116,7 +116,7 @@ def widen(
         used = ~np.isnan(wide).all(axis=(1, 2))
         grid, wide = grid[used], wide[used]
     columns = [name if len(names) == 1 else f"{name} {value}" for name in ids for value in names]
-    return grid, columns, wide.reshape(len(grid), -1)
+    return grid, columns, wide.reshape(len(grid), len(columns))
 
 
 def _is_constant(column: np.ndarray) -> bool:

@@ -22,8 +22,8 @@ class Scaler:
     """
 
     def __init__(self, mean: Sequence[float] | np.ndarray, std: Sequence[float] | np.ndarray) -> None:
-        self.mean = np.array(mean, dtype=np.float64)
-        self.std = np.array(std, dtype=np.float64)
+        self.mean: np.ndarray = np.array(mean, dtype=np.float64)
+        self.std: np.ndarray = np.array(std, dtype=np.float64)
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
             raise DataError(
                 f"a scaler needs one mean and one std for each channel, got shapes {self.mean.shape} and {self.std.shape}"

@@ -64,9 +64,9 @@ class WindowSet:
         self.border = border
         self.stride = stride
         self.channel_independent = channel_independent
-        self.n_starts = (border[1] - border[0] - context_length - prediction_length) // stride + 1
+        self.n_starts: int = (border[1] - border[0] - context_length - prediction_length) // stride + 1
         self._n_rows = series.shape[1] if channel_independent else series.shape[0]
-        self.n_all = self.n_starts * (series.shape[0] if channel_independent else 1)
+        self.n_all: int = self.n_starts * (series.shape[0] if channel_independent else 1)
         if self.n_starts < 1 or border[0] < 0 or border[1] > self._n_rows:
             raise ArgumentError(f"rows {border[0]} to {border[1]} of {self._n_rows} hold no window")
         self._n = self.n_all if subset is None else subset
@@ -93,11 +93,6 @@ class WindowSet:
             indices = indices * self.n_all // self._n
         channels = indices // self.n_starts if self.channel_independent else None
         return self.border[0] + indices % self.n_starts * self.stride, channels
-
-    def locate(self, index: int) -> tuple[int, int | None]:
-        """First context row (in the table) and channel (None for all) of one window."""
-        rows, channels = self.positions(torch.tensor([index]))
-        return int(rows[0]), None if channels is None else int(channels[0])
 
     def batch(self, indices: torch.Tensor) -> Batch:
         """Gather windows.

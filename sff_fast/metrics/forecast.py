@@ -150,26 +150,6 @@ class ForecastMetrics:
         """Square root of :attr:`mse`."""
         return math.sqrt(self.mse)
 
-    @property
-    def mse_per_horizon(self) -> list[float]:
-        """Mean squared error of each horizon step."""
-        return self._per_horizon("squared")
-
-    @property
-    def mae_per_horizon(self) -> list[float]:
-        """Mean absolute error of each horizon step."""
-        return self._per_horizon("absolute")
-
-    @property
-    def mse_per_channel(self) -> list[float | None]:
-        """Mean squared error of each channel; None for a channel without a window."""
-        return self._per_channel("squared")
-
-    @property
-    def mae_per_channel(self) -> list[float | None]:
-        """Mean absolute error of each channel; None for a channel without a window."""
-        return self._per_channel("absolute")
-
     def to_json(self) -> dict[str, Any]:
         """All of them under their names, each also ``_per_horizon`` and ``_per_channel``, with the number of windows."""
         result: dict[str, Any] = {"mse": self.mse, "mae": self.mae, "rmse": self.rmse}
@@ -189,8 +169,8 @@ class ForecastMetrics:
             if name in result:
                 result[f"{name}_per_horizon"] = self._per_horizon(key)
                 result[f"{name}_per_channel"] = self._per_channel(key)
-        result["rmse_per_horizon"] = [math.sqrt(value) for value in self.mse_per_horizon]
-        result["rmse_per_channel"] = [None if value is None else math.sqrt(value) for value in self.mse_per_channel]
+        result["rmse_per_horizon"] = [math.sqrt(value) for value in result["mse_per_horizon"]]
+        result["rmse_per_channel"] = [None if value is None else math.sqrt(value) for value in result["mse_per_channel"]]
         return result
 
     # --- inside -----------------------------------------------------------------------------------------------------

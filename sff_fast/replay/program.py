@@ -196,9 +196,9 @@ def read_program(entry: Mapping[str, Any] | None, path: str) -> tuple[DrawRecord
         return ()
     try:
         program = program_from_json(entry["draws"])
-        recorded = entry["sha256"]
+        recorded, found = entry["sha256"], program_digest(entry["draws"])
     except (KeyError, TypeError, ValueError) as error:
         raise PlanError(f"{path!r} has no valid draw program: {error}") from error
-    if program_digest(entry["draws"]) != recorded:
+    if found != recorded:
         raise PlanError(f"{path!r} was changed: its draw program does not have the recorded sha256")
     return program

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,8 +21,8 @@ LINES = (ZERO, "ff", "tfs")
 _ZOOM_RATIO = 3.0
 """Where a line stretches the axis by more than this, a second panel leaves it out."""
 _MARKERS = "osD^vPX*"
-_MANY = 6
-"""From more alphas on than this their names are turned."""
+_CLOSE = 0.09
+"""Names of alphas that are nearer than this share of the axis are turned, so as not to touch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +99,10 @@ def _panel(title: str, words: str, strategy: str, points: Sequence[Point], lines
         _draw_choice(ax, palette, points)
         if points or lines:
             ax.set_ylim(*_limits([point.error for point in points], list(lines.values())))
-        ax.set_xticks(sorted({point.alpha for point in points}))
-        ax.tick_params(axis="x", labelsize=8.5, labelrotation=45 if len(points) > _MANY else 0)
+        ticks = sorted({point.alpha for point in points})
+        ax.set_xticks(ticks)
+        close = any(b - a < _CLOSE * (ticks[-1] - ticks[0]) for a, b in itertools.pairwise(ticks))
+        ax.tick_params(axis="x", labelsize=8.5, labelrotation=45 if close else 0)
         ax.set_xlabel("alpha, the share of the pre-trained weights")
         ax.set_ylabel(words)
         ax.grid(axis="y", color=palette["grid"], linewidth=0.8, zorder=0)

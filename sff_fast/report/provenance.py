@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import platform
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-#: Distributions whose version can change a result.
-PACKAGES = ("torch", "numpy", "safetensors", "pandas", "transformers", "granite-tsfm", "matplotlib")
+#: Modules that can change a result once they are imported, and the distributions whose versions tell which.
+PACKAGES = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "safetensors": "safetensors",
+    "transformers": "transformers",
+    "chronos": "chronos-forecasting",
+    "tsfm_public": "granite-tsfm",
+    "momentfm": "momentfm",
+    "sktime": "sktime",
+    "uni2ts": "timecopilot-uni2ts",
+    "timesfm": "timesfm",
+    "timesfm3": "timesfm",
+    "peft": "peft",
+    "pandas": "pandas",
+    "pyarrow": "pyarrow",
+    "sklearn": "scikit-learn",
+    "scipy": "scipy",
+    "hessian_eigenthings": "hessian-eigenthings",
+    "matplotlib": "matplotlib",
+}
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that can change a result."""
+    """Versions of Python and of the packages that this process has imported and that can change a result."""
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for module, package in PACKAGES.items():
+        if module not in sys.modules:
+            continue
         try:
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
+        except metadata.PackageNotFoundError:  # a module of that name from elsewhere
             continue
     return versions
 

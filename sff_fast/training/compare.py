@@ -88,7 +88,7 @@ def compare(
     tasks.check(models.pristine(), data)
     folder = None if out is None else check_output(out, resume, overwrite, models.pristine().source)
     heaviest = max((zero_shot, *tuned), key=lambda settings: STRATEGIES[settings.strategy].tunes_fully)
-    _, memory = settle(models.pristine(), data, heaviest, options, folder, overwrite)
+    _, memory = settle(models.pristine(), data, heaviest, options, folder, overwrite, models.host_bytes)
     if memory is not None:
         models.spend()  # it may have been cast
         options.update(memory["chosen"])

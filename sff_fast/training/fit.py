@@ -41,7 +41,7 @@ COSTS = {
 
 
 def fit_settings(
-    adapter: Any, data: ForecastData, settings: Settings, given: Mapping[str, Any], in_memory: bool
+    adapter: Any, data: ForecastData, settings: Settings, given: Mapping[str, Any], in_memory: bool, kept: int = 0
 ) -> tuple[Settings, Footprint]:
     """The settings of a run that keeps to ``settings.max_memory``, and the memory predicted for it.
 
@@ -51,22 +51,31 @@ def fit_settings(
         settings: The settings, with defaults where nothing was given.
         given: The arguments as the user gave them: what of :data:`CHOSEN` is not None is kept.
         in_memory: Whether the best weights are kept in memory.
+        kept: Bytes of pre-trained weights that are kept on the host for further runs.
 
     Raises:
         ArgumentError: Nothing fits; the message says what the least is.
     """
+    way, footprint = choose_settings(adapter, data, settings, given, in_memory, kept)
+    logging.getLogger("sff_fast").warning(
+        "max_memory %s: %s, %s predicted", size_text(settings.max_memory), way_text(way), size_text(footprint.peak)
+    )
+    return way, footprint
+
+
+def choose_settings(
+    adapter: Any, data: ForecastData, settings: Settings, given: Mapping[str, Any], in_memory: bool, kept: int = 0
+) -> tuple[Settings, Footprint]:
+    """As :func:`fit_settings`, without telling of it."""
     keep_few_kernels()
     fixed = {name for name in CHOSEN if given.get(name) is not None}
     least: tuple[Settings, Footprint] | None = None
     for precision, ways in itertools.groupby(_ways(adapter, settings, fixed), key=lambda way: way.precision):
-        model = MemoryModel(adapter, data, dataclasses.replace(settings, precision=precision), in_memory)
+        model = MemoryModel(adapter, data, dataclasses.replace(settings, precision=precision), in_memory, kept)
         for way in ways:
             way = _fit_evaluation(model, way, fixed)
             footprint = model.predict(way)
             if footprint.peak <= settings.max_memory:
-                logging.getLogger("sff_fast").warning(
-                    "max_memory %s: %s, %s predicted", size_text(settings.max_memory), way_text(way), size_text(footprint.peak)
-                )
                 return way, footprint
             if least is None or footprint.peak < least[1].peak:
                 least = way, footprint
@@ -79,7 +88,13 @@ def fit_settings(
 
 
 def settle(
-    adapter: Any, data: ForecastData, settings: Settings, given: Mapping[str, Any], folder: Path | None, overwrite: bool
+    adapter: Any,
+    data: ForecastData,
+    settings: Settings,
+    given: Mapping[str, Any],
+    folder: Path | None,
+    overwrite: bool,
+    kept: int = 0,
 ) -> tuple[Settings, dict[str, Any] | None]:
     """The settings of a run or comparison that keeps to its ``max_memory``, if it has one.
 
@@ -92,6 +107,7 @@ def settle(
         given: The arguments as the user gave them.
         folder: The output folder, or None.
         overwrite: Whether what is in the folder counts for nothing.
+        kept: Bytes of pre-trained weights that are kept on the host for further runs.
 
     Returns:
         The settings, and what ``memory.json`` is to hold; None without a limit.
@@ -107,7 +123,7 @@ def settle(
         noted = read_json(path, error=CheckpointError)
         if {name: noted.get(name) for name in asked} == asked and set(noted.get("chosen", ())) == set(CHOSEN):
             return dataclasses.replace(settings, **noted["chosen"]), noted
-    chosen, footprint = fit_settings(adapter, data, settings, given, in_memory=folder is None)
+    chosen, footprint = fit_settings(adapter, data, settings, given, in_memory=folder is None, kept=kept)
     values = {name: getattr(chosen, name) for name in CHOSEN}
     return chosen, {**asked, "chosen": values, "predicted": footprint.to_json()}
 

@@ -53,6 +53,7 @@ class Footprint:
         activations: Everything else that a training step holds at its peak.
         evaluation: What a forecast holds at its peak.
         start: Peak while the model is cast to the run's precision, weights included.
+        kept: Pre-trained weights that a comparison or sweep keeps on the host for the runs after; 0 on CUDA.
     """
 
     process: int
@@ -63,21 +64,26 @@ class Footprint:
     activations: int
     evaluation: int
     start: int
+    kept: int = 0
 
     @property
     def training(self) -> int:
         """Peak of a training step."""
-        return self.process + self.weights + self.states + self.best + self.gradients + self.activations
+        return self._beside + self.weights + self.states + self.best + self.gradients + self.activations
 
     @property
     def evaluating(self) -> int:
         """Peak of an evaluation between epochs, when the states are there."""
-        return self.process + self.weights + self.states + self.best + self.evaluation
+        return self._beside + self.weights + self.states + self.best + self.evaluation
 
     @property
     def peak(self) -> int:
         """Peak of the run."""
-        return max(self.training, self.evaluating, self.process + self.start)
+        return max(self.training, self.evaluating, self._beside + self.start)
+
+    @property
+    def _beside(self) -> int:
+        return self.process + self.kept
 
     def to_json(self) -> dict[str, int]:
         """All parts and the peak."""
@@ -107,11 +113,12 @@ class MemoryModel:
         data: The windows.
         settings: Any settings of the runs; strategy, precision, device and seed are what counts.
         in_memory: Whether the best weights are kept in memory, as without an output folder.
+        kept: Bytes of pre-trained weights that this process keeps on the host beside the model.
     """
 
-    def __init__(self, adapter: Any, data: ForecastData, settings: Settings, in_memory: bool) -> None:
+    def __init__(self, adapter: Any, data: ForecastData, settings: Settings, in_memory: bool, kept: int = 0) -> None:
         self._adapter, self._data, self._settings = adapter, data, settings
-        self._in_memory = in_memory
+        self._in_memory, self._kept = in_memory, kept
         self._resident: int | None = None
         self._steps: dict[tuple[int, bool], _Step] = {}
         self._forecasts: dict[int, int] = {}
@@ -151,6 +158,7 @@ class MemoryModel:
             activations=activations + int(self._excess.get("training", 0.0) * (gradients + activations)),
             evaluation=evaluation + int(self._excess.get("evaluation", 0.0) * evaluation),
             start=self._start,
+            kept=self._kept if self.on_cpu else 0,
         )
 
     # --- parts ------------------------------------------------------------------------------------------------------
@@ -274,7 +282,7 @@ class MemoryModel:
         self._excess[kind] = min(max(0.0, more / max(seen(), 1 << 20)), _MOST_EXCESS) if kind in self._excess else 0.0
 
     def _process(self) -> int:
-        """Resident memory of this process now, without the model's weights."""
+        """Resident memory of this process now, without the model's weights, those that are kept among them."""
         if self._resident is None:
             # What the run will import: torch.optim's first optimizer brings torch._dynamo, preparing traces the constructor.
             torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
@@ -282,7 +290,7 @@ class MemoryModel:
                 self._adapter.plan()
             gc.collect()
             return_freed_memory()
-            self._resident = max(0, resident_memory() - self.weights)
+            self._resident = max(0, resident_memory() - self.weights - self._kept)
         return self._resident
 
     # --- the model as it was ----------------------------------------------------------------------------------------

@@ -54,9 +54,25 @@ class PristineModel:
         self._spent = False
         return self._adapter
 
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of pre-trained weights that are kept on the host; 0 before the model was loaded."""
+        return 0 if self._origin is None else self._origin.host_bytes
+
     def spend(self) -> None:
         """Say that the model was changed: the next :meth:`pristine` puts it back."""
         self._spent = True
+
+
+def host_bytes_of(model: torch.nn.Module, source: Path | None) -> int:
+    """Bytes that a :class:`Snapshot` would keep on the host.
+
+    Args:
+        model: The model.
+        source: Where it was loaded from: a file or folder, or None.
+    """
+    files = _Files(source)
+    return sum(tensor.nbytes for name, tensor in weights_of(model).items() if files.find(name, tensor) is None)
 
 
 class Snapshot:

@@ -186,6 +186,8 @@ def _read(folder: Path) -> Saved:
     body = {"files": raw.get("files"), "content": raw.get("content")}
     if raw.get("sha256") != _digest(body):
         raise CheckpointError(f"the save {str(folder)!r} is damaged: the content of state.json does not match its hash")
+    if not _is_listing(raw["files"]):
+        raise CheckpointError(f"the save {str(folder)!r} is damaged: state.json does not list the files beside it")
     for name, expected in raw["files"].items():
         path = folder / name
         if not path.is_file():
@@ -196,6 +198,14 @@ def _read(folder: Path) -> Saved:
         if sha256(path, error=CheckpointError) != expected["sha256"]:
             raise CheckpointError(f"the save {str(folder)!r} is damaged: {name} does not match its hash")
     return Saved(folder, raw["content"])
+
+
+def _is_listing(files: Any) -> bool:
+    """Whether this is a mapping of names in the save's own folder to sizes and hashes."""
+    return isinstance(files, dict) and all(
+        Path(name).name == name and isinstance(entry, dict) and {"sha256", "bytes"} <= entry.keys()
+        for name, entry in files.items()
+    )
 
 
 def _digest(body: Any) -> str:

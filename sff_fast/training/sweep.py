@@ -133,7 +133,8 @@ def sweep(
     baselines = _check_baselines(baselines)
     folder = check_output(out, resume, overwrite, models.pristine().source)
     job = _Job(models, data, points, seeds, baselines, halving, folder, options, plan)
-    _, memory = settle(models.pristine(), data, job.settings_of(points[0], seeds[0]), options, folder, overwrite)
+    heaviest = job.settings_of(points[0], seeds[0])
+    _, memory = settle(models.pristine(), data, heaviest, options, folder, overwrite, models.host_bytes)
     if memory is not None:
         models.spend()  # it may have been cast
         options.update(memory["chosen"])

@@ -1,7 +1,8 @@
 // Random kernel tables: partitions of tensors (mostly valid), boxes thrown at random (mostly overlapping), reversed ones,
-// empty ones, and single fields broken with extreme values.
+// empty ones, boxes of which every field is any number, and single fields broken with extreme values.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -15,20 +16,35 @@ namespace fuzz {
 
 using sff::Task;
 
+// Choices: of a seeded generator, or read off bytes that a coverage-guided fuzzer changes (zeros where they have run out).
 class Source {
 public:
     explicit Source(uint64_t seed) : engine_(seed) {}
-    int64_t below(int64_t n) { return static_cast<int64_t>(engine_() % static_cast<uint64_t>(n)); }
+    Source(const uint8_t* bytes, size_t count) : at_(bytes), end_(bytes + count), given_(true) {}
+    int64_t below(int64_t n) {
+        const int width = n <= 0x100 ? 1 : n <= 0x10000 ? 2 : 8;  // few bytes a choice: what they mean stays in place
+        return static_cast<int64_t>((given_ ? read(width) : engine_()) % static_cast<uint64_t>(n));
+    }
     int64_t between(int64_t low, int64_t high) { return low + below(high - low + 1); }
     bool one_in(int64_t n) { return below(n) == 0; }
-    uint64_t word() { return engine_(); }
+    uint64_t word() { return given_ ? read(8) : engine_(); }
+    bool is_used_up() const { return given_ && at_ == end_; }
     template <class T, size_t N>
     T pick(const T (&values)[N]) {
         return values[below(N)];
     }
 
 private:
+    uint64_t read(int width) {
+        uint64_t value = 0;
+        for (int i = 0; i < width && at_ != end_; ++i) value |= static_cast<uint64_t>(*at_++) << (8 * i);
+        return value;
+    }
+
     std::mt19937_64 engine_;
+    const uint8_t* at_ = nullptr;
+    const uint8_t* end_ = nullptr;
+    bool given_ = false;
 };
 
 // Tables of one run and the memory that they name.
@@ -87,6 +103,21 @@ inline Task thrown(Source& s, Task t, int64_t elements) {
     t.memory_offset = s.between(0, elements);
     t.draw_offset = s.between(0, 60);
     t.logical_offset = s.between(0, 60);
+    return t;
+}
+
+// A number of any size, half of them small.
+inline int64_t any_number(Source& s) { return s.one_in(2) ? static_cast<int64_t>(s.word()) : s.between(-2, 40); }
+
+// A box of which every field is any number; only its memory is its own.
+inline Task any_box(Source& s, Task t) {
+    choose_distribution(s, t);
+    t.rank = static_cast<int32_t>(s.between(-1, sff::kMaxRank + 1));
+    for (int d = 0; d < sff::kMaxRank; ++d) {
+        t.size[d] = any_number(s), t.memory_strides[d] = any_number(s);
+        t.draw_strides[d] = any_number(s), t.logical_strides[d] = any_number(s);
+    }
+    t.memory_offset = any_number(s), t.draw_offset = any_number(s), t.logical_offset = any_number(s);
     return t;
 }
 
@@ -162,12 +193,15 @@ inline Table make(Source& s, int64_t most_elements) {
         const int64_t width = oracle::kWidth[base.dtype];
         table.memory.push_back(std::make_unique<Memory>(rows * columns * width, s.below(33) * width));
         Memory& memory = *table.memory.back();
-        for (size_t i = 0; i < memory.bytes(); ++i) memory.data()[i] = static_cast<char>(s.word());
+        std::mt19937_64 contents(s.word());
+        for (size_t i = 0; i < memory.bytes(); ++i) memory.data()[i] = static_cast<char>(contents());
         base.data = memory.address();
-        if (s.one_in(4)) {
-            for (int64_t boxes = s.between(1, 3); boxes > 0; --boxes) table.tasks.push_back(thrown(s, base, rows * columns));
-        } else {
+        const int64_t kind = s.below(16);
+        if (kind < 11) {
             tile(s, table.tasks, base, rows, columns);
+        } else {
+            for (int64_t boxes = s.between(1, 3); boxes > 0; --boxes)
+                table.tasks.push_back(kind < 15 ? thrown(s, base, rows * columns) : any_box(s, base));
         }
     }
     if (s.one_in(5)) {  // one box reads stored draws, of exactly the size that it needs or one less
@@ -175,7 +209,9 @@ inline Table make(Source& s, int64_t most_elements) {
         t.distribution = sff::kTable;
         t.draw_offset = s.below(5);
         oracle::Wide last = t.draw_offset;
-        for (int d = 0; d < t.rank; ++d) last += t.draw_strides[d] > 0 ? oracle::Wide(t.size[d] - 1) * t.draw_strides[d] : 0;
+        for (int d = 0; d < std::min<int>(t.rank, sff::kMaxRank); ++d)
+            last += t.draw_strides[d] > 0 ? oracle::Wide(t.size[d] - 1) * t.draw_strides[d] : 0;
+        last = std::min<oracle::Wide>(last, 100 * most_elements);  // of a box of any size: too few
         t.table_elements = std::max<int64_t>(0, static_cast<int64_t>(last) + (s.one_in(6) ? 0 : 1));
         table.stored.push_back(std::make_unique<Memory>(t.table_elements * 4, s.below(4) * 4));
         t.table = table.stored.back()->address();

@@ -18,6 +18,7 @@ import click
 from sff_fast.cli.options import (
     COUNT,
     STRATEGIES,
+    allow_pickle_option,
     device_option,
     json_option,
     memory_options,
@@ -31,6 +32,7 @@ PACKAGE = Path(__file__).resolve().parents[2]
 @click.option("--family", metavar="NAME", help="Model family or variant; `sff-fast doctor` lists them.")
 @click.option("--checkpoint", metavar="PATH", help="Weights in the family's published layout: a file or folder.")
 @click.option("--tiny", is_flag=True, help="A small random model of the family instead of --checkpoint.")
+@allow_pickle_option
 @click.option(
     "--factory",
     metavar="MODULE:CALLABLE",
