@@ -58,12 +58,13 @@ def check(monkeypatch, tmp_path):
     spec.loader.exec_module(script)
     for name, value in {
         "DEVICE": "cpu",
-        "ELEMENTS": 60 * 500,
+        "ELEMENTS": 28 * 500,
         "PART": 500,
         "STEPPED": (1, 300),
         "MEASURED": 600,
         "COPIED": 1 << 16,
         "PARAMETERS": (3, 300),
+        "WARM": 0,
         "REPEATS": 1,
         "OUT": tmp_path / "runs" / "gpu-check.csv",
     }.items():
@@ -105,7 +106,7 @@ def test_every_check_runs_and_every_row_is_printed_and_written(check, monkeypatc
     said = capsys.readouterr().out
     assert code == 0, said
     assert "compute-sanitizer: not installed, left out" in said
-    assert "bits: 30000 elements equal the CPU" in said
+    assert "bits: 14000 elements equal the CPU" in said
     assert "steps: 15 kinds equal the CPU" in said
     assert "replays: equal steps without a graph" in said
     assert said.endswith("gpu-check: passed\n")

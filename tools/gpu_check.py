@@ -29,7 +29,7 @@ STEPPED = (1, 1000, 1 << 20, 333_333)
 """Elements of the parameters whose steps are compared."""
 MEASURED, COPIED, PARAMETERS = 1 << 28, 1 << 30, (64, 1 << 20)
 """Elements that are smoothed, bytes that are copied, number and elements of the parameters that are stepped."""
-REPEATS = 20
+WARM, REPEATS = 3, 20
 CHECKED_BY_SANITIZER = """
 import sys, torch
 sys.path.insert(0, "tests")
@@ -101,7 +101,7 @@ def _same_bits() -> bool:
 
 def _seconds(call) -> float:
     """Median time of a call by CUDA events."""
-    for _ in range(3):
+    for _ in range(WARM):
         call()
     times = []
     for _ in range(REPEATS):
