@@ -109,7 +109,7 @@ def calls_of(data, out: Path) -> int:
     return moment.seen["files"]
 
 
-@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [11, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_disk_that_takes_no_more_bytes_at_any_write_loses_nothing(data, whole, tmp_path, step):
     total = calls_of(data, tmp_path / "counted")
     said = []
@@ -147,7 +147,7 @@ def test_a_full_disk_at_any_write_loses_nothing(data, tmp_path):
         assert re.fullmatch(r"cannot write '/\S+': no space left on device; free some space or choose another folder", line)
 
 
-@pytest.mark.parametrize("step", [23, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [23, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_folder_that_becomes_read_only_at_any_moment_loses_nothing(data, step):
     said = []
     with ordinary_user() as folder:
