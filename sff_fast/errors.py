@@ -38,6 +38,10 @@ class BackendError(SffFastError, RuntimeError):
     """A compute backend was asked for that is not there or cannot do what was asked."""
 
 
+class ExhaustedError(SffFastError, MemoryError):
+    """The memory of the machine or of the device is not enough."""
+
+
 class MissingPackageError(SffFastError, ImportError):
     """An optional package is not installed."""
 

@@ -28,7 +28,6 @@ import secrets
 import shutil
 import stat
 import struct
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -528,10 +527,11 @@ def begin_writeback(file: BinaryIO, begin: int, end: int) -> None:
 
 def _try_to_write(existing: Path, target: Path) -> None:
     """Make a folder and remove it again: permissions do not tell of read-only and virtual file systems."""
-    trial = existing / f".sff-trial-{os.getpid()}-{threading.get_ident()}"
+    trial = existing / _temporary_name(target)
     try:
         os.mkdir(trial)
-        os.rmdir(trial)
+        with contextlib.suppress(FileNotFoundError):  # somebody else has cleared it up as a dead run's
+            os.rmdir(trial)
     except OSError as cause:
         raise OutputError(
             f"cannot use the output folder {str(target)!r}: nothing can be written into {str(existing)!r} "
@@ -556,12 +556,8 @@ class _RawFile(io.FileIO):
 
 def _create_temporary(target: Path, directory: bool) -> tuple[Path, int]:
     """Make and lock a temporary beside the target; return it with the descriptor that holds the lock."""
-    name = target.name
-    if not directory:
-        # The name of a file's temporary only helps a reader, so it may be cut to fit into the file system's limit.
-        name = name.encode("utf-8", "surrogateescape")[:160].decode("utf-8", "ignore")
     while True:
-        temporary = target.parent / f".{name}.{secrets.token_hex(8)}.sff-tmp"
+        temporary = target.parent / (f".{target.name}.{secrets.token_hex(8)}.sff-tmp" if directory else _temporary_name(target))
         if directory:
             os.mkdir(temporary)
             fd = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -572,6 +568,12 @@ def _create_temporary(target: Path, directory: bool) -> tuple[Path, int]:
         if os.fstat(fd).st_nlink > 0 and temporary.exists():
             return temporary, fd
         os.close(fd)
+
+
+def _temporary_name(target: Path) -> str:
+    """A name for a temporary; that of the target in it only helps a reader, so it may be cut to fit into the system's limit."""
+    name = target.name.encode("utf-8", "surrogateescape")[:160].decode("utf-8", "ignore")
+    return f".{name}.{secrets.token_hex(8)}.sff-tmp"
 
 
 def _lock(fd: int) -> bool:
@@ -632,8 +634,9 @@ def _describe_run(folder: Path) -> str:
     if (folder / "metrics.json").exists():
         return "finished"
     state = folder / "state"
-    if state.is_dir() and any(not _TEMPORARY.match(name) for name in os.listdir(state)):
-        return "unfinished"
+    with _converted(state):
+        if state.is_dir() and any(not _TEMPORARY.match(name) for name in os.listdir(state)):
+            return "unfinished"
     return "new"
 
 

@@ -91,7 +91,7 @@ def test_columns_choose_and_order_the_channels_of_a_wide_table(tmp_path: Path, c
 def test_names_of_series_that_look_like_dates_are_no_time_stamps_where_the_id_column_is_named(tmp_path: Path) -> None:
     rows = [f"{cohort},{day},{i % 5}" for cohort in ("2020-01-01", "2021-01-01") for i, day in enumerate(DAYS)]
     path = tmp_path / "cohorts.csv"
-    path.write_text("\n".join(["cohort,day,users", *rows]) + "\n")
+    path.write_text("\n".join(["cohort,read on,users", *rows]) + "\n")
     table = read_table(path, id_column="cohort")
     assert table.columns == ["2020-01-01", "2021-01-01"]
     np.testing.assert_array_equal(table.timestamps.astype("datetime64[D]"), DAYS)

@@ -135,7 +135,7 @@ def test_a_step_under_capture_is_refused(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     made = tables.arrays(torch.float32, NEAREST, "float32", False, 8)
     rows = tables.table([made], NEAREST, "float32")
-    with pytest.raises(BackendError, match=r"replays would repeat one step's bias correction: call step\(\) outside"):
+    with pytest.raises(BackendError, match=r"one step's bias correction: make the optimizer with capturable=True"):
         optim_cuda.step(rows, device)
 
 

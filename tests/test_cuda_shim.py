@@ -176,6 +176,23 @@ def test_one_launch_a_dtype_whatever_the_number_of_tensors(shim):
     assert all(torch.equal(t, e) for t, e in zip(tensors, expected))
 
 
+def test_a_kernel_with_more_registers_is_taken_only_where_it_is_needed(shim):
+    def variant(dtype, name="uniform", shift=0, n=100, lead=0, rounding="nearest") -> int:
+        tensor = weights(n + lead, dtype)[lead:]
+        assert (tensor.data_ptr() - lead * dtype.itemsize) % 16 == 0
+        return shim.variant(table.pack(tasks_for(tensor, DISTRIBUTIONS[name], shift=shift, rounding=rounding)), 1 << 14)
+
+    plain, truncated, shifted = range(3)
+    assert variant(torch.float32) == variant(torch.float32, lead=3, shift=3) == variant(torch.float64, shift=2) == plain
+    assert variant(torch.bfloat16, shift=4) == variant(torch.float16, lead=1, shift=1, rounding="stochastic") == plain
+    assert variant(torch.float32, "constant", shift=1) == variant(torch.float32, lead=1, n=3) == plain
+    assert variant(torch.float32, "trunc_normal") == truncated
+    assert variant(torch.float32, shift=1) == variant(torch.float64, shift=1) == variant(torch.bfloat16, lead=1) == shifted
+    assert variant(torch.float32, "trunc_normal", shift=2) == shifted
+    assert variant(torch.bfloat16, shift=4, rounding="stochastic") == shifted, "rounding numbers are eight a block"
+    assert variant(torch.bfloat16, "constant", shift=1, rounding="stochastic") == shifted
+
+
 def test_chunks_cover_every_element_once_and_begin_at_cache_lines(shim):
     x = torch.zeros(100_003)
     tasks = tasks_for(x[1:], Uniform(0, 1), shift=(1 << 34) - 5_000)
@@ -188,5 +205,6 @@ def test_chunks_cover_every_element_once_and_begin_at_cache_lines(shim):
     assert len(inner) == len(chunks) - 2, "the counter's wrap is the only other cut"
 
 
+@pytest.mark.slow
 def test_the_kernels_are_clean_under_address_and_undefined_behaviour_sanitizers():
     run_sanitized(HERE / "sanitize.cpp")

@@ -348,6 +348,25 @@ def test_grad_scaler_unscales_in_the_step_and_skips_on_overflow() -> None:
 
 
 # ---------------------------------------------------------------------- rounding
+@pytest.mark.parametrize("clip", ["global", "bucket"])
+def test_clipping_bounds_the_norm_of_gradients_without_their_loss_scale(clip: str) -> None:
+    """A loss scale of 8, a power of two, changes no bits."""
+    results, norms = [], []
+    for scale in (1.0, 8.0):
+        params = cases.parameters()
+        optimizer = FusedAdamW(params, max_norm=0.5, clip=clip, bucket_bytes=1000)
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(0.0)
+        for step in range(3):
+            cases.give_gradients(params, step)
+            for p in params:
+                p.grad *= scale
+            optimizer.step()
+        norms.append(optimizer.grad_norm)
+        results.append(cases.everything(optimizer, params))
+    assert norms[0] == norms[1]
+    cases.assert_equal_bits(*results)
+
+
 def test_stochastic_rounding_takes_the_bits_of_the_random_stream() -> None:
     n, seed = 1000, 5
     p = torch.nn.Parameter(torch.ones(n, dtype=torch.bfloat16))
@@ -484,6 +503,17 @@ def test_a_parameter_that_changed_its_dtype_is_refused() -> None:
     model.to(torch.bfloat16)
     with pytest.raises(ArgumentError, match=r"parameter weight is torch\.bfloat16 .* its state was made for torch\.float32"):
         optimizer.step()
+
+
+def test_a_parameter_whose_elements_moved_among_themselves_is_refused_and_stays() -> None:
+    p = torch.nn.Parameter(torch.ones(3, 4))
+    optimizer = FusedAdamW([("weight", p)])
+    p.grad = torch.ones(3, 4)
+    optimizer.step()
+    p.data = torch.ones(4, 3).t()
+    with pytest.raises(ArgumentError, match=r"parameter weight has the strides \(1, 3\) now, its state was made for \(4, 1\)"):
+        optimizer.step()
+    assert torch.equal(p, torch.ones(3, 4))
 
 
 def test_parameters_that_share_memory_are_refused() -> None:

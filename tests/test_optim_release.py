@@ -119,6 +119,8 @@ def test_accumulated_gradients_give_the_bits_of_the_normal_mode(bucket_bytes: in
             else:
                 model(batch(2 * step), skip=(7,)).sum().backward()
             model(batch(2 * step + 1), skip=(3,)).sum().backward()  # layer 3 has a gradient from the first pass alone
+            if release:  # the first pass outside uses and frees everything
+                assert all(p.grad is None for p in model.parameters())
             optimizer.step()
             optimizer.zero_grad()
         results.append(cases.everything(optimizer, list(model.parameters())))
@@ -281,6 +283,15 @@ def test_global_clipping_without_a_known_norm_says_what_to_call() -> None:
     FusedAdamW(model.parameters(), release_gradients=True, max_norm=1.0)
     with pytest.raises(ArgumentError, match=r"call optimizer\.backward\(closure\) instead of loss\.backward\(\)"):
         model(batch(0)).sum().backward()
+
+
+def test_a_norm_that_was_measured_is_that_of_one_backward_pass_alone() -> None:
+    model = net()
+    optimizer = FusedAdamW(model.parameters(), release_gradients=True, max_norm=1.0)
+    optimizer.backward(lambda: model(batch(0)).sum())
+    optimizer.step()
+    with pytest.raises(ArgumentError, match=r"call optimizer\.backward\(closure\)"):
+        model(batch(1)).sum().backward()
 
 
 def test_accumulated_gradients_are_clipped_together_by_step() -> None:

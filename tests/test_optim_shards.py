@@ -159,22 +159,26 @@ def test_a_dtensor_is_stepped_as_the_tensor_that_it_holds(mesh: object) -> None:
 
     plain = [torch.nn.Parameter(torch.arange(1.0, 601).reshape(30, 20) / 100), torch.nn.Parameter(torch.ones(7))]
     spread = [torch.nn.Parameter(distribute_tensor(p.detach().clone(), mesh, [Shard(0)])) for p in plain]
-    mixed = [*spread, torch.nn.Parameter(torch.ones(5))]
-    versions = [p._version for p in spread]
+    ordinary = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]  # in both, with a gradient that counts in the norm
+    versions = [(p._version, p.to_local()._version) for p in spread]
     optimizers = [
-        FusedAdamW(params, state_dtype="int8", max_norm=1.0) for params in ([*plain, torch.nn.Parameter(torch.ones(5))], mixed)
+        FusedAdamW([*params, other], state_dtype="int8", max_norm=1.0) for params, other in zip((plain, spread), ordinary)
     ]
     gradients = [torch.sin(p.detach()) for p in plain]
     for step in range(3):
         for p, q, gradient in zip(plain, spread, gradients):
             p.grad = gradient * (step + 1)
             q.grad = distribute_tensor(gradient * (step + 1), mesh, [Shard(0)])
+        for other in ordinary:
+            other.grad = torch.full((5,), 7.0 * (step + 1))
         for optimizer in optimizers:
             optimizer.step()
     assert optimizers[0].grad_norm == pytest.approx(optimizers[1].grad_norm, rel=1e-12)
-    for p, q, version in zip(plain, spread, versions):
+    assert torch.equal(*ordinary)
+    for p, q, (version, of_shard) in zip(plain, spread, versions):
         assert torch.equal(p, q.full_tensor())
         assert q._version > version
+        assert q._local_tensor._version > of_shard
         assert torch.equal(optimizers[0].state[p]["exp_avg"], optimizers[1].state[q]["exp_avg"])
 
 

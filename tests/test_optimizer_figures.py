@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import bench_flat_parameters  # noqa: E402
 import bench_optimizer  # noqa: E402
 from timing import latest_by, replace_table  # noqa: E402
 
@@ -76,3 +77,10 @@ def test_a_table_is_replaced_up_to_the_next_empty_line() -> None:
     assert replace_table("<!-- x: c -->\n\nb\n\nc\n", "x", ["| new |"]) == "<!-- x: c -->\n| new |\n\nb\n\nc\n"
     with pytest.raises(ValueError, match="no <!-- y"):
         replace_table(page, "y", [])
+
+
+def test_the_benchmark_of_flat_parameters_steps_both_kinds() -> None:
+    row = bench_flat_parameters.measure("bf16", "int8", 1_000_000, 2, 1)
+    assert row["case"] == "bf16 parameters, int8 states"
+    assert float(row["apart_ns"]) > 0
+    assert float(row["ratio"]) > 0

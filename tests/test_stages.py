@@ -47,8 +47,20 @@ def test_an_evaluation_of_unknown_size_begins_on_a_heap_that_was_given_back(monk
     assert process.evaluate(of, 100 * MIB, windows=9) == 0
 
 
-def test_memory_stays_where_an_evaluation_beside_it_remains_below_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_stays_where_an_evaluation_beside_it_hardly_raises_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     process, of = Process(monkeypatch), Stages("cpu")
+    process.resident = process.in_use = 300 * MIB
+    process.evaluate(of, 100 * MIB)
+    process.peak = 1000 * MIB  # of a training step, which has left this much:
+    process.resident = 940 * MIB
+    assert process.evaluate(of, 100 * MIB) == 0
+    process.peak = 1000 * MIB
+    process.resident += 1  # 4 % is the limit
+    assert process.evaluate(of, 100 * MIB) == 1
+
+
+def test_a_run_that_saves_memory_gives_back_what_might_raise_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    process, of = Process(monkeypatch), Stages("cpu", tight=True)
     process.resident = process.in_use = 300 * MIB
     process.evaluate(of, 100 * MIB)
     process.peak = 600 * MIB  # of a training step, which has left this much:
@@ -61,7 +73,7 @@ def test_memory_stays_where_an_evaluation_beside_it_remains_below_the_peak(monke
 
 
 def test_what_an_evaluation_leaves_beyond_the_slack_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    process, of = Process(monkeypatch), Stages("cpu")
+    process, of = Process(monkeypatch), Stages("cpu", tight=True)
     process.peak = 1000 * MIB
     process.evaluate(of, 0)
     process.resident = 200 * MIB
@@ -73,7 +85,7 @@ def test_what_an_evaluation_leaves_beyond_the_slack_is_given_back(monkeypatch: p
 
 
 def test_only_evaluations_on_a_clean_heap_tell_what_they_take_and_the_least_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    process, of = Process(monkeypatch), Stages("cpu")
+    process, of = Process(monkeypatch), Stages("cpu", tight=True)
     process.resident = process.in_use = 300 * MIB
     process.peak = 1000 * MIB  # of loading: the evaluation takes at most 700
     process.evaluate(of, 100 * MIB)
@@ -128,3 +140,15 @@ def test_a_run_tells_its_stages_and_later_epochs_give_nothing_back(monkeypatch: 
     finetune(tiny("timer"), data, "ff", batch_size=len(data.train), epochs=3, eval_batch_size=2)
     assert events[:7] == ["give back", "give back", "val", "test", "give back", "step", "give back"]
     assert events[7:] == ["val", "step", "val", "step", "val", "test"]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("options", "tight"), [({}, False), ({"release_gradients": True}, True), ({"max_memory": "64G"}, True)])
+def test_a_run_is_tight_where_it_was_asked_to_save_memory(
+    options: dict[str, object], tight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+    monkeypatch.setattr(run, "Stages", lambda device, tight: made.append(tight) or Stages(device, tight))
+    data = ForecastData(make_table(300), "0.5,0.25,0.25", 96, 24, stride=4)
+    finetune(tiny("timer"), data, "ff", max_steps=1, batch_size=4, **options)
+    assert made == [tight]

@@ -86,23 +86,47 @@ def _figure(must: str, ours: float, peer: str, peer_ns: float, threads: int = 1)
     return {**row, "ours_ns": str(ours), "peer": peer, "peer_ns": str(peer_ns), "threads": str(threads)}
 
 
+@pytest.fixture
+def blank(monkeypatch):
+    """The blank loop's nanoseconds, and what it was asked for."""
+    asked = {"ns": 0.0, "calls": []}
+
+    def answer(*arguments):
+        asked["calls"].append(arguments)
+        return asked["ns"]
+
+    monkeypatch.setattr(kernel_limits, "blank_ns", answer)
+    return asked
+
+
 @pytest.mark.parametrize(
-    ("compute", "limit", "reachable", "why"),
+    ("compute", "blank_ns", "with_it", "why"),
     [
-        (0.6, 0.2, "3.00", "the vector ports"),
-        (0.2, 0.2, "1.00", "0 % of the shorter one is hidden"),
-        (0.6, 0.5, "1.20", "80 % of the shorter one is hidden"),
+        (0.6, 0.65, "1.62", "the arithmetic; 1.08 times the blank loop"),
+        (0.3, 0.6, "1.50", "the overlap of the two; 1.17 times the blank loop"),
+        (0.3, 0.45, "1.12", "the order of arithmetic and memory; 1.56 times the blank loop"),
+        (0.48, 0.45, "1.12", "waiting within the arithmetic; 1.56 times the blank loop"),
     ],
 )
-def test_a_figure_that_is_not_reached_is_shown_with_what_stops_it(compute, limit, reachable, why):
-    (line,) = kernel_limits.missed([_figure("<= 1.25", 0.7, "limit", limit)], {("uniform", "float32", "avx512"): compute})
-    parts = f"arithmetic alone {compute:.3f} ns, the scale {limit:.3f}, together 0.700"
-    assert line == f"| uniform float32, widest, against limit | 1 | <= 1.25 | 9.9 | {reachable} | {parts}: {why} |"
+def test_a_figure_that_is_not_reached_is_shown_with_what_stops_it(blank, compute, blank_ns, with_it, why):
+    blank["ns"] = blank_ns
+    (line,) = kernel_limits.missed([_figure("<= 1.25", 0.7, "limit", 0.4)], {("uniform", "float32", "avx512"): (compute, 2.1)})
+    times = f"0.7 | {compute:.3f} | 0.400 | {blank_ns:.3f}"
+    assert line == f"| uniform float32, widest, against limit | 1 | <= 1.25 | 9.9 | {times} | {with_it} | {why} |"
+    assert blank["calls"] == [(2.1, 4, "avx512", 1)]
 
 
-def test_a_ratio_to_a_peer_is_reachable_up_to_the_peers_time_over_the_longer_of_arithmetic_and_memory():
+def test_a_ratio_to_a_peer_is_the_peers_time_over_the_longest_of_arithmetic_memory_and_blank_loop(blank):
+    blank["ns"] = 0.25
     rows = [_figure("", 0.3, "limit", 0.2, 2), _figure(">= 16", 0.3, "torch", 3.0, 2)]
-    (line,) = kernel_limits.missed(rows, {("uniform", "float32", "avx512"): 0.6})
-    assert "| 2 | >= 16 | 9.9 | 10.00 | arithmetic alone 0.300 ns, the scale 0.200" in line
-    assert line.endswith("the vector ports |")
+    (line,) = kernel_limits.missed(rows, {("uniform", "float32", "avx512"): (0.3, 2.1)})
+    assert "| 2 | >= 16 | 9.9 | 0.3 | 0.150 | 0.200 | 0.250 | 12.00 | the memory; 1.20 times the blank loop |" in line
     assert kernel_limits.missed(rows[:1], {}) == []  # nothing was asked of it
+
+
+def test_many_tensors_are_shown_beside_their_kernels_alone(blank):
+    slow = {**_figure("<= 1.10", 0.2, "one tensor", 0.18, 2), "case": kernel_limits.MANY}
+    alone = {**_figure("", 0.18, "one kernel", 0.18, 2), "case": kernel_limits.MANY, "ratio": "1.03"}
+    (line,) = kernel_limits.missed([slow, alone], {})
+    assert line.endswith("before the first write: the kernels alone are at 1.03 |")
+    assert blank["calls"] == []

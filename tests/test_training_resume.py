@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,7 @@ from training_fakes import (
 from sff_fast.errors import CheckpointError, OutputError
 from sff_fast.files import sha256, write_json
 from sff_fast.training import evaluate, finetune
+from sff_fast.training.runtime import capture_rng
 from sff_fast.training.state import StateStore, join_tensors, split_tensors
 
 loop = importlib.import_module("sff_fast.training.loop")
@@ -172,6 +176,30 @@ def test_random_draws_of_numpy_and_python_in_a_loss_resume_too(data, tmp_path):
     stopped(data, parts, count=7, adapter=noisy())
     finetune(noisy(), data, "ff", out=parts, resume=True, **OPTIONS)
     assert_same_run(whole, parts)
+
+
+@pytest.mark.parametrize("lost", [None, "torch", "numpy", "python"])
+def test_each_random_generator_that_is_not_restored_is_noticed(data, tmp_path, monkeypatch, lost):
+    def noisy():
+        adapter = FakeAdapter.tiny()
+        adapter.on_loss = lambda batch: torch.tensor(1 + random.gauss(0, 0.1) + 0.1 * np.random.normal())
+        return adapter
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finetune(noisy(), data, "ff", out=whole, **OPTIONS)
+    stopped(data, parts, count=7, adapter=noisy())
+    restore = loop.restore_rng
+
+    def forgetful(tensors, plain, device):
+        present = capture_rng(device)
+        own = {"torch": ({"torch"}, set()), "numpy": ({"numpy"}, {"numpy"}), "python": (set(), {"python"}), None: (set(), set())}
+        kept = [{**then, **{name: now[name] for name in names}} for then, now, names in zip((tensors, plain), present, own[lost])]
+        restore(*kept, device)
+
+    monkeypatch.setattr(loop, "restore_rng", forgetful)
+    finetune(noisy(), data, "ff", out=parts, resume=True, **OPTIONS)
+    with pytest.raises(AssertionError) if lost else contextlib.nullcontext():
+        assert_same_run(whole, parts)
 
 
 def test_a_run_that_was_killed_loses_only_what_came_after_its_last_save(data, tmp_path):
@@ -383,6 +411,43 @@ def test_a_damaged_save_is_named_and_the_one_before_it_is_used(data, tmp_path, u
     with pytest.warns(UserWarning, match=rf"{states[1].name}.*{name}.*{message}.*{states[0].name}.* is used"):
         finetune(FakeAdapter.tiny(), data, "ff", out=out, resume=True, **OPTIONS)
     assert_same_run(uninterrupted("ff")[0], out)
+
+
+def test_a_changed_byte_anywhere_in_a_save_is_refused_by_name_or_means_the_same(tmp_path):
+    for number in range(2):
+        StateStore(tmp_path).save({"number": number, "text": "ä"}, {"weights": {"x": torch.full((3,), float(number))}}, {})
+    draw, newest = random.Random(1), tmp_path / "save-000001"
+    refused = {"state.json": 0, "weights.safetensors": 0}
+    for path in sorted(newest.iterdir()):
+        whole = path.read_bytes()
+        for place in range(len(whole)):
+            changed = bytes([whole[place] ^ (1 << draw.randrange(8))])
+            path.write_bytes(whole[:place] + changed + whole[place + 1 :])
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                saved = StateStore(tmp_path).load()
+            if said:
+                refused[path.name] += 1
+                assert saved.content["number"] == 0
+                assert re.search(r"save-000001.*; the save before it, '.*save-000000', is used", str(said[0].message))
+            else:  # such as a blank between two names of the JSON that became a tabulator
+                assert saved.content == {"number": 1, "text": "ä"}
+                assert path.name == "state.json"
+                assert whole[place : place + 1].isspace()
+        path.write_bytes(whole)
+        assert refused[path.name] > 0.9 * len(whole)
+    assert StateStore(tmp_path).load().content["number"] == 1
+
+
+def test_a_newest_save_of_another_format_is_named_and_the_one_before_it_is_used(tmp_path):
+    for number in range(2):
+        StateStore(tmp_path).save({"number": number}, {"weights": {"x": torch.ones(2)}}, {})
+    newest = tmp_path / "save-000001" / "state.json"
+    write_json(newest, json.loads(newest.read_text()) | {"format": 2})
+    with pytest.warns(
+        UserWarning, match=r"save-000001' has the format 2, this version reads 1; the save before it, .*save-000000"
+    ):
+        assert StateStore(tmp_path).load().content == {"number": 0}
 
 
 def test_a_damaged_save_is_removed_by_the_next_one_which_does_not_take_its_number(tmp_path):

@@ -260,7 +260,7 @@ def _reason(r: dict[str, str], arithmetic: float, limit: float, blank: float) ->
         return figure(ns) <= wanted if upper else figure(ns) >= wanted
 
     if not holds(arithmetic):
-        why = "the vector ports"
+        why = "the arithmetic"
     elif not holds(limit):
         why = "the memory"
     elif not holds(blank):

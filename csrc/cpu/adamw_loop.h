@@ -90,6 +90,12 @@ SFF_INLINE void prefetch_ahead(const T* p) {
         L::prefetch(reinterpret_cast<uintptr_t>(p) + kPrefetchBytes + static_cast<uintptr_t>(line));
 }
 
+template <class L, class T>
+SFF_INLINE void prefetch_ahead_to_write(T* p) {
+    for (int line = 0; line < static_cast<int>(sizeof(T)) * 2 * L::lanes; line += 64)
+        L::prefetch_to_write(reinterpret_cast<uintptr_t>(p) + kPrefetchBytes + static_cast<uintptr_t>(line));
+}
+
 // Two vectors of elements with fp32 or bfloat16 states.
 template <class L, class P, class S, bool Amsgrad, int Store>
 SFF_INLINE void adamw_unit(const AdamWArrays<P, S>& a, int64_t i, const uint16_t* h, typename L::U dither,
@@ -158,11 +164,13 @@ void adamw_dense(const AdamWArrays<P, S>& a, int64_t n, const AdamWNoise<L>& noi
 }
 
 // Codes and scales: few bytes a block, so that less far ahead than parameters is the same time.
-constexpr int kPrefetchCodes = 1024, kPrefetchScales = 256;
+constexpr int kPrefetchCodes = 512, kPrefetchScales = 256;
 template <class L>
 SFF_INLINE void prefetch_states(const Int8* codes) { L::prefetch(reinterpret_cast<uintptr_t>(codes) + kPrefetchCodes); }
 template <class L>
 SFF_INLINE void prefetch_states(const float* scales) { L::prefetch(reinterpret_cast<uintptr_t>(scales) + kPrefetchScales); }
+
+constexpr uint32_t kInfinity = 0x7f800000u;  // as bits
 
 // One kind of moments of a block that was stepped and waits to be encoded.
 template <class L, bool Signed>
@@ -172,14 +180,22 @@ struct Moments {
     typename L::U dither;
     Int8* codes;
 
-    // largest: the maximum of the magnitudes' bits, lane by lane.
-    SFF_INLINE void close(typename L::U largest, typename L::U first_dither, float* block, Int8* to) {
-        const uint32_t bits = L::largest(largest);
-        *block = scale = block_scale(from_bits(bits), bits < 0x7f800000u);
+    // largest: the maximum of the magnitudes' bits.
+    SFF_INLINE void close(uint32_t largest, typename L::U first_dither, float* block, Int8* to) {
+        *block = scale = block_scale(from_bits(largest), largest < kInfinity);
         dither = first_dither;
         codes = to;
         if (!(scale > 0.0f)) memset(to, 0, kQuantizedBlock);
     }
+    // The same maximum, read again.
+    __attribute__((noinline, cold)) uint32_t largest_again() const {
+        uint32_t bits = 0;
+        for (const float x : values) bits = larger_bits(to_bits(x) & 0x7fffffffu, bits);
+        return bits;
+    }
+
+private:
+    static uint32_t larger_bits(uint32_t a, uint32_t b) { return a > b ? a : b; }
 };
 
 // Encodes a block's moments, four vectors at a time.
@@ -268,7 +284,9 @@ SFF_INLINE void adamw_block(const AdamWArrays<P, Int8>& a, const uint16_t* h, ty
     BlockEncoder<L, Amsgrad> encoder(waiting);
     const F m_scale = L::f(*a.exp_avg_scale), v_scale = L::f(*a.exp_avg_sq_scale);
     const F x_scale = L::f(Amsgrad ? *a.max_exp_avg_sq_scale : 0.0f);
-    U m_largest = L::u(0), v_largest = L::u(0), x_largest = L::u(0);
+    F m_largest = L::f(0.0f);
+    U v_largest = L::u(0), x_largest = L::u(0);
+    typename L::NanNote nans;
     prefetch_states<L>(a.exp_avg_scale);
     prefetch_states<L>(a.exp_avg_sq_scale);
     for (int i = 0; i < kQuantizedBlock; i += 4 * L::lanes) {
@@ -284,7 +302,7 @@ SFF_INLINE void adamw_block(const AdamWArrays<P, Int8>& a, const uint16_t* h, ty
             F x = L::f(0.0f);
             if constexpr (Amsgrad) x = decode_unsigned<L>(L::load_codes(&a.max_exp_avg_sq[k].code), x_scale);
             root[j] = adamw_moments<L, Amsgrad>(p[j], L::load(a.grad + k), m[j], v, x, c);
-            m_largest = larger(to_bits(magnitude<L>(m[j])), m_largest);
+            m_largest = L::larger_magnitude(m[j], m_largest);
             v_largest = larger(to_bits(v), v_largest);  // none is negative
             memcpy(now.exp_avg.values + k, &m[j], sizeof m[j]);
             memcpy(now.exp_avg_sq.values + k, &v, sizeof v);
@@ -299,16 +317,33 @@ SFF_INLINE void adamw_block(const AdamWArrays<P, Int8>& a, const uint16_t* h, ty
             const int k = i + j * L::lanes;
             p[j] = adamw_param<L>(p[j], m[j], root[j], c);
             p[j + 1] = adamw_param<L>(p[j + 1], m[j + 1], root[j + 1], c);
-            prefetch_ahead<L>(a.param + k);
+            prefetch_ahead_to_write<L>(a.param + k);
             prefetch_ahead<L>(a.grad + k);
-            store_params<L, P, Store>(a.param + k, a.compensation + k, p[j], p[j + 1], advance<Store == kStoreStochastic>(h, k));
+            if constexpr (std::is_same<P, float>::value) {  // NaNs are made canonical below, for the block as a whole
+                nans.add(p[j], p[j + 1]);
+                L::store(a.param + k, p[j]);
+                L::store(a.param + k + L::lanes, p[j + 1]);
+            } else {
+                store_params<L, P, Store>(a.param + k, a.compensation + k, p[j], p[j + 1], advance<Store == kStoreStochastic>(h, k));
+            }
         }
         encoder.encode_unsigned_four(i);
     }
     encoder.finish();
-    now.exp_avg.close(m_largest, dither, a.exp_avg_scale, a.exp_avg);
-    now.exp_avg_sq.close(v_largest, dither, a.exp_avg_sq_scale, a.exp_avg_sq);
-    if constexpr (Amsgrad) now.max_exp_avg_sq.close(x_largest, dither, a.max_exp_avg_sq_scale, a.max_exp_avg_sq);
+    if constexpr (std::is_same<P, float>::value) {
+        if (__builtin_expect(nans.any(), 0))
+            for (int k = 0; k < kQuantizedBlock; ++k) a.param[k] = canonical(a.param[k]);
+    }
+    // The first moments' maximum may have missed a NaN. It is there only with one in their scale, or with one in a gradient and
+    // so in a second moment too.
+    const uint32_t v_bits = L::largest(v_largest);
+    const float old_scale = *a.exp_avg_scale;
+    const bool exact = v_bits < kInfinity && old_scale == old_scale;
+    const uint32_t m_bits = exact ? L::largest(to_bits(m_largest)) : now.exp_avg.largest_again();
+    now.exp_avg.close(m_bits, dither, a.exp_avg_scale, a.exp_avg);
+    now.exp_avg_sq.close(v_bits, dither, a.exp_avg_sq_scale, a.exp_avg_sq);
+    if constexpr (Amsgrad)
+        now.max_exp_avg_sq.close(L::largest(x_largest), dither, a.max_exp_avg_sq_scale, a.max_exp_avg_sq);
 }
 
 template <class L, bool Amsgrad>

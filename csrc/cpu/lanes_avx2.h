@@ -66,6 +66,10 @@ struct Avx2 {
         asm("" : "+x"(x.v));
         return x;
     }
+    static SFF_INLINE F larger_magnitude(F a, F b) {
+        const __m256 sign = _mm256_set1_ps(-0.0f);
+        return {_mm256_max_ps(_mm256_andnot_ps(sign, a.v), _mm256_andnot_ps(sign, b.v))};
+    }
     static SFF_INLINE uint32_t largest(U a) {
         __m128i x = _mm_max_epu32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
         x = _mm_max_epu32(x, _mm_unpackhi_epi64(x, x));
@@ -130,6 +134,7 @@ struct Avx2 {
         _mm256_storeu_pd(p + 4, high);
     }
     static SFF_INLINE void prefetch(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+    static SFF_INLINE void prefetch_to_write(uintptr_t p) { asm volatile("prefetchw %0" : : "m"(*reinterpret_cast<const char*>(p))); }
     static SFF_INLINE void prefetch_far(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 };
 

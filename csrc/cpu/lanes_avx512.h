@@ -82,6 +82,7 @@ struct Avx512 {
         asm("" : "+v"(x.v));
         return x;
     }
+    static SFF_INLINE F larger_magnitude(F a, F b) { return {_mm512_range_ps(a.v, b.v, 0b1011)}; }
     static SFF_INLINE uint32_t largest(U a) { return _mm512_reduce_max_epu32(a.v); }
 
     static SFF_INLINE bool any_nan(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q) != 0; }
@@ -153,6 +154,7 @@ struct Avx512 {
         _mm512_storeu_pd(p + 8, high);
     }
     static SFF_INLINE void prefetch(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+    static SFF_INLINE void prefetch_to_write(uintptr_t p) { asm volatile("prefetchw %0" : : "m"(*reinterpret_cast<const char*>(p))); }
     static SFF_INLINE void prefetch_far(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 };
 

@@ -44,6 +44,12 @@ struct Portable {
         }
     };
     static SFF_INLINE U kept(U x) { return x; }  // a constant that a loop shall not make again and again
+    // The larger magnitude of two; of a NaN and a number either.
+    static SFF_INLINE F larger_magnitude(F a, F b) {
+        F r;
+        for (int i = 0; i < lanes; ++i) r.v[i] = larger(from_bits(to_bits(a.v[i]) & 0x7fffffffu), from_bits(to_bits(b.v[i]) & 0x7fffffffu));
+        return r;
+    }
     static SFF_INLINE uint32_t largest(U a) {
         uint32_t result = 0;
         for (int i = 0; i < lanes; ++i) result = a.v[i] > result ? a.v[i] : result;
@@ -86,6 +92,7 @@ struct Portable {
         for (int i = 0; i < lanes; ++i) p[i] = interpolated(p[i], shrink, perturb, draw.v[i]);
     }
     static SFF_INLINE void prefetch(uintptr_t) {}      // a line that is needed soon
+    static SFF_INLINE void prefetch_to_write(uintptr_t) {}  // the same, of a line that is going to be written
     static SFF_INLINE void prefetch_far(uintptr_t) {}  // into the second-level cache, which leaves the first level's few requests free
 };
 

@@ -246,7 +246,8 @@ def load_exactly(model: nn.Module, state: dict[str, Tensor], path: Path, family:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        # Opened by Python first: the library says of a file that may not be read that it is not there.
+        with path.open("rb"), safetensors.safe_open(path, framework="pt") as file:
             # Cloned: what the library returns is mapped to the file, which may change under it.
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except OSError as error:

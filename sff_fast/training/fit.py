@@ -56,6 +56,17 @@ def fit_settings(
     Raises:
         ArgumentError: Nothing fits; the message says what the least is.
     """
+    way, footprint = choose_settings(adapter, data, settings, given, in_memory, kept)
+    logging.getLogger("sff_fast").warning(
+        "max_memory %s: %s, %s predicted", size_text(settings.max_memory), way_text(way), size_text(footprint.peak)
+    )
+    return way, footprint
+
+
+def choose_settings(
+    adapter: Any, data: ForecastData, settings: Settings, given: Mapping[str, Any], in_memory: bool, kept: int = 0
+) -> tuple[Settings, Footprint]:
+    """As :func:`fit_settings`, without telling of it."""
     keep_few_kernels()
     fixed = {name for name in CHOSEN if given.get(name) is not None}
     least: tuple[Settings, Footprint] | None = None
@@ -65,9 +76,6 @@ def fit_settings(
             way = _fit_evaluation(model, way, fixed)
             footprint = model.predict(way)
             if footprint.peak <= settings.max_memory:
-                logging.getLogger("sff_fast").warning(
-                    "max_memory %s: %s, %s predicted", size_text(settings.max_memory), way_text(way), size_text(footprint.peak)
-                )
                 return way, footprint
             if least is None or footprint.peak < least[1].peak:
                 least = way, footprint

@@ -15,6 +15,7 @@ import torch
 from ..data import ForecastData, epoch_order
 from ..distributed.parallel import Parallel
 from .config import Settings
+from .diagnosis import batch_text, explain, parameter_text
 from .evaluate import measure
 from .interrupts import Interrupted, StopRequest
 from .log import RunLog, finite
@@ -121,7 +122,7 @@ class Trainer:
         self.stop = stop
         self.progress = progress
         self.parallel = Parallel() if parallel is None else parallel
-        self.stages = Stages(settings.device) if stages is None else stages
+        self.stages = Stages(settings.device, settings.saves_memory) if stages is None else stages
         self.phases = STRATEGIES[settings.strategy].phases(settings)
         self.windows = len(data.train)
         self.at = Position()
@@ -252,7 +253,10 @@ class Trainer:
             try:
                 value = stepper.step(indices, lr, at.step)
             except NotFiniteLossError as error:
-                self._diverge(f"{error} at step {at.step + 1}, in epoch {at.epoch + 1}")
+                before = order[max(0, at.position - settings.batch_size) : at.position] if at.position else None
+                group = self.parallel.group
+                cause = explain(self.adapter, self.data, indices, before, at.step, settings.seed, settings.device, group)
+                self._diverge(f"{error} at step {at.step + 1}, in epoch {at.epoch + 1}, of {batch_text(indices)}: {cause}")
                 return
             count = len(indices)
             at.position += count
@@ -285,7 +289,9 @@ class Trainer:
         self._record(phase.name, train_loss, lr, metrics, improved)
         at.position, at.loss_sum, at.epoch_seconds = 0, 0.0, 0.0
         if mse is None:
-            self._diverge(f"the forecasts for the validation part are not finite after epoch {at.epoch}")
+            cause = parameter_text(self.adapter.model, self.parallel.group)
+            text = f"the forecasts for the validation part are not finite after epoch {at.epoch}"
+            self._diverge(text if cause is None else f"{text}: {cause}")
 
     def _validate(self) -> dict[str, Any]:
         return measure(

@@ -19,6 +19,7 @@ from ..files import claimed_directory, read_json, write_json
 from ..resident import keep_few_kernels
 from .config import PRECISIONS, Settings, resolve_settings
 from .evaluate import measure
+from .exhausted import explained
 from .fit import settle
 from .identity import check_identity, describe, differences, identity_of
 from .interrupts import Interrupted, StopRequest, stop_requests
@@ -166,6 +167,7 @@ def finetune(
             ``overwrite`` was given.
         CheckpointError: The run in ``out`` has other settings, data or model, or none of its states is whole.
         BackendError: Another process of the job was lost.
+        ExhaustedError: There is not enough memory; the message says what ``max_memory`` would choose.
     """
     given = {
         "precision": precision,
@@ -236,6 +238,7 @@ def finetune(
                 raise
 
 
+@explained
 def run_one(
     adapter: Any,
     data: ForecastData,
@@ -280,6 +283,7 @@ def run_one(
 
     Raises:
         Interrupted: A stop was asked for; what there is was saved.
+        ExhaustedError: There is not enough memory.
     """
     description = describe(adapter, data, settings)
     parallel = Parallel() if parallel is None else parallel
@@ -294,7 +298,7 @@ def run_one(
     with contextlib.ExitStack() as stack:
         stack.enter_context(determinism(settings.deterministic))
         stack.enter_context(seeded(settings.seed, settings.device))
-        stages = Stages(settings.device)
+        stages = Stages(settings.device, settings.saves_memory)
         evaluation = functools.partial(
             measure,
             adapter,

@@ -16,16 +16,21 @@ from .runtime import peak_memory
 SLACK = 16 << 20
 """Bytes of freed memory that may stay: what takes less is not worth the time."""
 
+SHARE = 0.04
+"""Share of the peak by which an evaluation may raise it, at worst, in a run that was not asked to save memory."""
+
 
 class Stages:
     """Told of every stage of a run on the CPU, gives freed memory back where that can lower the run's peak.
 
     Args:
         device: Where the run's model is; on another than the CPU nothing is done.
+        tight: Whether the run was asked to save memory. Default False.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, tight: bool = False) -> None:
         self._on_cpu = device == "cpu"
+        self._share = 0.0 if tight else SHARE
         self._took: dict[int, int] = {}  # by windows at a time: what evaluating took at most, on a heap that was given back
         self._first_step = False
 
@@ -48,7 +53,7 @@ class Stages:
     def evaluating(self, windows: int) -> Iterator[None]:
         """Evaluate inside, whatever goes before and after.
 
-        Before, freed memory is given back unless an evaluation that reuses none of it stays below the peak so far. After,
+        Before, freed memory is given back unless an evaluation that reuses none of it hardly raises the peak so far. After,
         unless the evaluation has left next to nothing: training goes on with the pieces that it has left itself.
 
         Args:
@@ -58,7 +63,8 @@ class Stages:
             yield
             return
         known = self._took.get(windows)
-        clean = known is None or resident_memory() + known > peak_memory("cpu") + SLACK
+        peak = peak_memory("cpu")
+        clean = known is None or resident_memory() + known > peak + max(SLACK, int(self._share * peak))
         if clean:
             self._give_back()
         before = resident_memory()

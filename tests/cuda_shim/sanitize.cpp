@@ -83,7 +83,7 @@ int main() {
         for (int distribution = 0; distribution <= 5; ++distribution)
             for (int rounding = 0; rounding < (kSize[dtype] == 2 ? 2 : 1); ++rounding) {
                 std::vector<Case> congruent, all;  // the first take another kernel
-                for (const int64_t n : {1, 2, 3, 7, 8, 9, 15, 17, 31, 40, 129, 333, 600})
+                for (const int64_t n : {1, 3, 8, 15, 31, 40, 129, 600})
                     for (int64_t lead = 0; lead < 16 / kSize[dtype]; ++lead) {
                         congruent.push_back({n, lead, lead});
                         for (const int64_t shift : {0, 1, 2, 4, 7}) all.push_back({n, lead, shift});
