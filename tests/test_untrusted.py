@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import io
 import json
 import os
@@ -22,6 +23,7 @@ import sff_fast
 from sff_fast.cli import main
 from sff_fast.cli.app import cli
 from sff_fast.errors import ArgumentError, CheckpointError, DataError, OutputError, SffFastError
+from sff_fast.training import state
 from sff_fast.training.output import WRITTEN, check_output
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,9 +133,9 @@ def test_every_family_reads_a_pickled_file_on_request_only(tmp_path, variant):
     adapter = sff_fast.load(variant, path, allow_pickle=True)
     expected = sff_fast.tiny(variant).model.state_dict()
     for found in (adapter, adapter.reload()):
-        state = found.model.state_dict()
-        assert state.keys() == expected.keys()
-        assert all(torch.equal(state[name], expected[name].to(state[name].dtype)) for name in expected)
+        tensors = found.model.state_dict()
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[name], expected[name].to(tensors[name].dtype)) for name in expected)
     with pytest.raises(CheckpointError, match="on request only"):  # the permission ended with the call
         sff_fast.load(variant, path)
 
@@ -223,6 +225,19 @@ def test_a_plan_reads_no_table_elsewhere(tmp_path):
     (tmp_path / "deep/plan.json").write_text(json.dumps(content))
     with pytest.raises(SffFastError, match=r"deep/plan\.(json|safetensors)"):
         sff_fast.InitPlan.load(tmp_path / "deep/plan.json")
+
+
+def test_a_save_lists_no_file_elsewhere(tmp_path):
+    (tmp_path / "secret").write_bytes(SECRET)
+    store = state.StateStore(tmp_path / "state")
+    saved = store.save({"step": 1}, {"model": {"a": torch.ones(2)}}, {})
+    assert store.load() is not None
+    content = json.loads((saved / "state.json").read_text())
+    content["files"]["../../secret"] = {"sha256": hashlib.sha256(SECRET).hexdigest(), "bytes": len(SECRET)}
+    content["sha256"] = state._digest({"files": content["files"], "content": content["content"]})
+    (saved / "state.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"does not list the files beside it"):
+        store.load()
 
 
 # ---------------------------------------------------------------------- links
