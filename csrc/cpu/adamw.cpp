@@ -14,6 +14,8 @@ namespace sff {
 namespace {
 
 constexpr int64_t kClaim = kSumPiece;      // elements that a thread claims at a time: tens of microseconds of work
+constexpr int64_t kMostClaim = 16 * kClaim;  // of steps: longer streams of memory, where there is work enough for an even end
+constexpr int64_t kClaims = 32;            // that a thread has at the least, before they grow
 constexpr int64_t kPerThread = 128 << 10;  // elements below which a further thread costs more than it brings
 static_assert(kClaim % kQuantizedBlock == 0, "a claim is whole blocks");
 
@@ -22,11 +24,11 @@ struct Piece {
     int64_t task, begin, end;
 };
 
-std::vector<Piece> cut(const AdamWTask* tasks, int64_t count) {
+std::vector<Piece> cut(const AdamWTask* tasks, int64_t count, int64_t claim) {
     std::vector<Piece> pieces;
     for (int64_t i = 0; i < count; ++i)
-        for (int64_t begin = 0; begin < tasks[i].elements; begin += kClaim)
-            pieces.push_back({i, begin, std::min(begin + kClaim, tasks[i].elements)});
+        for (int64_t begin = 0; begin < tasks[i].elements; begin += claim)
+            pieces.push_back({i, begin, std::min(begin + claim, tasks[i].elements)});
     return pieces;
 }
 
@@ -45,12 +47,15 @@ int run(const std::vector<Piece>& pieces, int threads, const std::function<void(
 }  // namespace
 
 int adamw(const AdamWTask* tasks, int64_t count, int threads, const AdamWKernel& kernel) {
-    const std::vector<Piece> pieces = cut(tasks, count);
+    int64_t total = 0;
+    for (int64_t i = 0; i < count; ++i) total += tasks[i].elements;
+    const int64_t even = total / (std::max(threads, 1) * kClaims) / kClaim * kClaim;
+    const std::vector<Piece> pieces = cut(tasks, count, std::clamp(even, kClaim, kMostClaim));
     return run(pieces, threads, [&](size_t i) { kernel.step(tasks[pieces[i].task], pieces[i].begin, pieces[i].end); });
 }
 
 double sum_of_squares(const AdamWTask* tasks, int64_t count, int threads, const AdamWKernel& kernel) {
-    const std::vector<Piece> pieces = cut(tasks, count);
+    const std::vector<Piece> pieces = cut(tasks, count, kClaim);
     std::vector<double> sums(pieces.size());
     run(pieces, threads,
         [&](size_t i) { sums[i] = kernel.sum_of_squares(tasks[pieces[i].task], pieces[i].begin, pieces[i].end); });

@@ -11,7 +11,7 @@ from sff_fast.report import curve, panels, render, rows, theme
 from sff_fast.report.panels import Panel
 
 PICTURE = "sweep.png"
-COLUMNS = ("alpha", "seeds", "val MSE", "95 % interval", "vs zero-shot", "time", "")
+COLUMNS = ("alpha", "seeds", "val MSE", "95 % interval", "vs zero-shot", "time", "note")
 
 
 def write_picture(out_dir: str | os.PathLike[str], metrics: Mapping[str, Any]) -> Path:
