@@ -187,9 +187,9 @@ def test_a_thread_computes_as_many_philox_blocks_as_it_has_elements_for_wherever
 KERNEL, UNIT = "cuda/smooth.cu", "cuda/unit.h"
 ENDS, PLACE = "    ends_of<T, Stochastic, Kind>(run, head, {});", "block(static_cast<uint32_t>(index >> Log){})"
 FAULTS = {
-    "out of bounds": (KERNEL, "at < end; at += step", "at < end + width; at += step", 0),
+    "out of bounds": (KERNEL, "lane * width < end; at += step", "lane * width < end + width; at += step", 0),
     "misaligned": ("cuda/chunks.h", "(0 - data) % 16", "(0 - data) % 8", 2),
-    "race": (KERNEL, "int at = begin + static_cast<int>(threadIdx.x) * width;", "int at = begin;", 0),
+    "race": (KERNEL, "(kWarp - 1) + lane : thread) * width", "(kWarp - 1) + lane : 0) * width", 0),
     "wrong tail": (
         KERNEL,
         "    ends_of<T, Stochastic, Kind>(run, head, tail);",
