@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 from report_cases import (
     make_comparison,
@@ -19,12 +21,13 @@ from report_cases import (
 )
 
 from sff_fast import report
+from sff_fast.cli import main
 
 NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome", "google-chrome-stable")
 SIZES = {"phone": (390, 844), "desktop": (1280, 900)}
 PATIENCE = 300_000
 """Milliseconds until a browser that does not come up counts as broken, on however busy a machine."""
-PAGES = ("finetune", "compare", "sweep", "landscape")
+PAGES = ("finetune", "compare", "sweep", "landscape", "imputation", "anomaly")
 
 STICKING_OUT = """() => [...document.querySelectorAll('main *')]
     .filter(e => !e.closest('.scroll table') && !e.closest('svg') && e.getBoundingClientRect().right > innerWidth + 0.5)
@@ -81,7 +84,20 @@ def folder(tmp_path_factory):
     report.write(out / "compare", compare, make_histories(compare), shown, arguments=command, **options)
     report.write(out / "sweep", sweep, make_histories(sweep), shown, arguments=["sweep"], **options)
     report.write_landscape(out / "landscape", make_landscape(21), arguments=["landscape", *command[1:]], facts=facts)
+    waves = np.stack([np.sin(np.arange(600) / 7), np.cos(np.arange(600) / 11)], axis=1)
+    np.savetxt(out / "waves.csv", waves, delimiter=",", header="a,a_channel_with_a_name_that_is_long", comments="")
+    spike = np.sin(np.arange(1200) * 2 * np.pi / 48) + 3 * ((np.arange(1200) // 10) == 90)
+    np.savetxt(out / "002_UCR_Anomaly_spike_700_901_910.txt", spike)
+    tune("imputation", out / "waves.csv", out / "imputation", "--stride", "40", "--mask-rate", "0.125,0.5")
+    tune("anomaly", out / "002_UCR_Anomaly_spike_700_901_910.txt", out / "anomaly", "--context-length", "288")
     return out
+
+
+def tune(task: str, data: Path, out: Path, *options: str) -> None:
+    """Two steps of the tiny Timer for a task, for the report that the command writes."""
+    model = ("--family", "timer", "--tiny", "--task", task, "--data", str(data))
+    steps = ("--strategy", "ff", "--epochs", "1", "--max-steps", "2", "--device", "cpu", "--quiet")
+    assert main(["finetune", *model, *steps, *options, "--out", str(out)]) == 0
 
 
 @pytest.fixture(scope="module", params=["light", "dark"])

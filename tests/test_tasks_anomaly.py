@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from family_cases import doing, require
 from training_fakes import FakeAdapter
 
 from sff_fast import tasks
@@ -220,6 +221,21 @@ def test_a_tuned_model_knows_the_normal_part_better_and_its_run_holds_all_scores
     assert len(result.windows) == len(data.test)
     again = finetune(tiny("units"), data, strategy, epochs=2, batch_size=16, lr=2e-3, out=tmp_path / "run", resume=True)
     assert again.metrics == result.metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", doing("anomaly"))
+def test_all_families_that_detect_anomalies_are_tuned_for_it(variant: str) -> None:
+    require(variant)
+    length = 192 if variant != "moment" else 128  # the longest window of the tiny model
+    data = AnomalyData(table(900, spike=(601, 609)), 500, (601, 609), length, stride=8)
+    adapter = tiny(variant)
+    before = evaluate(adapter, data, "val")["mse"]
+    result = finetune(adapter, data, "ff", epochs=3, batch_size=8, lr=1e-3, schedule="constant")
+    assert result.val_mse < before
+    test = result.metrics["test"]
+    assert len(test["segment_scores"]) == test["segments"] == 5  # 400 rows in segments of 96
+    assert test["labelled_segments"] == [1]
 
 
 def test_a_long_series_is_drawn_by_the_extremes_of_its_stretches() -> None:
