@@ -128,7 +128,7 @@ FAULTS = {
     "a warp's last lanes leave": (KERNEL, "at < until; at += stride", "at < count; at += stride", "lanes of a warp"),
     "wrong dither": (UNIT, "dither + static_cast<uint32_t>(i) * kDitherStep", "dither + static_cast<uint32_t>(i)", None),
     "wrong sign": (UNIT, "? kSignedTop : kUnsignedTop", "? kUnsignedTop : kSignedTop", None),
-    "wrong formula": (FORMULA, "param = param - ", "param = param + ", None),
+    "wrong formula": (FORMULA, "return param - ", "return param + ", None),
 }
 """File, text, what takes its place, and what the interpreter says of it; None: only the bits differ."""
 
