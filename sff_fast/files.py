@@ -14,6 +14,7 @@ Written for POSIX systems.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ctypes
 import errno
@@ -327,7 +328,8 @@ def read_json(path: str | os.PathLike[str], error: type[SffFastError] = DataErro
     except (OSError, ValueError) as cause:
         raise error(f"cannot read the file {name}: {_reason(cause)}") from cause
     try:
-        return json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        text = data.removeprefix(codecs.BOM_UTF8).decode()  # "utf-8-sig" would be a module to load, from a disk that may be full
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as cause:
         raise error(f"{name} is not valid JSON (line {cause.lineno}, column {cause.colno}: {cause.msg})") from cause
     except UnicodeDecodeError as cause:

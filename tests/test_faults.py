@@ -45,7 +45,10 @@ def data():
 def whole(data, tmp_path_factory):
     """A run that nothing happened to."""
     out = tmp_path_factory.mktemp("whole") / "run"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as `quick` does for each test, which begins after this
     finetune(FakeAdapter.tiny(), data, "ff", out=out, **OPTIONS)
+    torch.set_num_threads(threads)
     return out
 
 
