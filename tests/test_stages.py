@@ -148,7 +148,12 @@ def test_a_run_is_tight_where_it_was_asked_to_save_memory(
     options: dict[str, object], tight: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[bool] = []
-    monkeypatch.setattr(run, "Stages", lambda device, tight: made.append(tight) or Stages(device, tight))
+    monkeypatch.setattr(run, "Stages", lambda device, tight, several: made.append(tight) or Stages(device, tight, several))
     data = ForecastData(make_table(300), "0.5,0.25,0.25", 96, 24, stride=4)
     finetune(tiny("timer"), data, "ff", max_steps=1, batch_size=4, **options)
     assert made == [tight]
+
+
+def test_one_of_several_runs_gives_back_around_every_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    process, of = Process(monkeypatch), Stages("cpu", several=True)
+    assert [process.evaluate(of, 0) for _ in range(3)] == [2, 2, 2]

@@ -327,6 +327,7 @@ class _Job:
             keep_state=False,
             test=not tunes,
             keep_weights=tunes,
+            several=True,
         )
         if tunes:
             self.models.spend()
