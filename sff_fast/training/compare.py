@@ -255,7 +255,6 @@ def _run_all(
                     label=f"{Path(directory_of(settings)).name} ({number + 1} of {len(runs)})",
                     keep_model=number > 0,
                     keep_state=False,
-                    several=True,
                 )
                 if number > 0:
                     models.spend()

@@ -257,7 +257,6 @@ def run_one(
     parallel: Parallel | None = None,
     test: bool = True,
     keep_weights: bool = False,
-    several: bool = False,
 ) -> RunResult:
     """One run in a folder that was checked: continued where it holds a state, returned where it is finished.
 
@@ -278,7 +277,6 @@ def run_one(
         parallel: The processes that do it together. Default: this one alone.
         test: Whether the best weights are tested; without, the test part is not looked at.
         keep_weights: Whether the best weights are kept in the folder, as :data:`WEIGHTS`.
-        several: Whether it is one of several runs in this process.
 
     Returns:
         The result, the same in every process.
@@ -300,7 +298,8 @@ def run_one(
     with contextlib.ExitStack() as stack:
         stack.enter_context(determinism(settings.deterministic))
         stack.enter_context(seeded(settings.seed, settings.device))
-        stages = Stages(settings.device, settings.saves_memory, several)
+        # Always: pieces of evaluations that a step could not use raised the peak by up to a set of weights.
+        stages = Stages(settings.device, settings.saves_memory, always=True)
         evaluation = functools.partial(
             measure,
             adapter,

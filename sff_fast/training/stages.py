@@ -26,13 +26,12 @@ class Stages:
     Args:
         device: Where the run's model is; on another than the CPU nothing is done.
         tight: Whether the run was asked to save memory. Default False.
-        several: Whether this is one of several runs in the process, on a heap that is full of the others' pieces: then freed
-            memory goes back around every evaluation. Default False.
+        always: Whether freed memory goes back around every evaluation, whatever the peak. Default False.
     """
 
-    def __init__(self, device: str, tight: bool = False, several: bool = False) -> None:
+    def __init__(self, device: str, tight: bool = False, always: bool = False) -> None:
         self._on_cpu = device == "cpu"
-        self._share, self._several = 0.0 if tight else SHARE, several
+        self._share, self._always = 0.0 if tight else SHARE, always
         self._took: dict[int, int] = {}  # by windows at a time: what evaluating took at most, on a heap that was given back
         self._first_step = False
 
@@ -66,7 +65,7 @@ class Stages:
             return
         known = self._took.get(windows)
         peak = peak_memory("cpu")
-        clean = self._several or known is None or resident_memory() + known > peak + max(SLACK, int(self._share * peak))
+        clean = self._always or known is None or resident_memory() + known > peak + max(SLACK, int(self._share * peak))
         if clean:
             self._give_back()
         before = resident_memory()
@@ -74,7 +73,7 @@ class Stages:
         if clean:
             took = max(0, peak_memory("cpu") - before)  # no more than this: the peak may be older
             self._took[windows] = took if known is None else min(known, took)
-        if self._several or resident_memory() > before + SLACK:
+        if self._always or resident_memory() > before + SLACK:
             self._give_back()
 
     def _give_back(self) -> None:

@@ -327,7 +327,6 @@ class _Job:
             keep_state=False,
             test=not tunes,
             keep_weights=tunes,
-            several=True,
         )
         if tunes:
             self.models.spend()
