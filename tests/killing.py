@@ -5,7 +5,7 @@ no time but a count: of the calls of Python and C functions, or of those that to
 itself the signal. So it hits anywhere between two calls, in the middle of a save as in that of a step, and whatever it hits,
 the verdict is that of equality: no test depends on how fast a machine is.
 
-    python tests/killing.py '{"variants": ["timer"], "kills": 7, "folder": "/tmp/x"}'
+    python tests/killing.py '{"variants": ["timer"], "kills": 7, "folder": "runs/kills"}'
 
 prints one JSON object a variant: how many runs were killed by which signal, and what differed from the run that was not.
 """

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import training_fakes
-from training_fakes import CONTEXT, HORIZON, FakeAdapter, make_data
+from training_fakes import CONTEXT, HORIZON, FakeAdapter, make_data, place_of
 
 from sff_fast.errors import ArgumentError, CheckpointError
 from sff_fast.training import WindowErrors, compare, evaluate, finetune
@@ -26,8 +26,8 @@ def test_each_window_has_its_own_error_and_place(independent, batch_size):
     for number in range(len(data.test)):
         batch = data.test.batch(torch.tensor([number]))
         error = (adapter.forecast(batch.context, HORIZON).mean - batch.target).double()
-        rows, channels = data.test.positions(torch.tensor([number]))
-        assert (windows["start"][number], windows["channel"][number]) == (rows[0], -1 if channels is None else channels[0])
+        row, channel = place_of(data.test, number)
+        assert (windows["start"][number], windows["channel"][number]) == (row, -1 if channel is None else channel)
         # Other batch sizes round the forecast's last bits differently, and errors are kept in float32.
         assert windows["mse"][number] == pytest.approx(float(error.square().mean()), rel=1e-5)
         assert windows["mae"][number] == pytest.approx(float(error.abs().mean()), rel=1e-5)

@@ -2,7 +2,8 @@
 
 glibc's heap keeps what a stage frees, in pieces that the next stage's tensors may not fit into: without giving it back, the
 peak of a run could be that of both together. Giving it back costs a tenth of a second and more, because the next stage has to
-ask for the pages again. So it is done where it can lower the peak, and nowhere else.
+ask for the pages again. So it is done where it can lower the peak, and around every evaluation where that is asked for
+(``always``, as runs do): pieces that a later step could not use have raised a peak by a set of weights.
 """
 
 from __future__ import annotations
