@@ -174,8 +174,9 @@ inline void break_one_field(Source& s, Task& t) {
             t.memory_elements = s.below(t.memory_elements + 1);
             break;
         default:
-            t.distribution = sff::kTable, t.table_elements = s.below(3);
-            break;  // table: null, or as it was
+            t.distribution = sff::kTable;  // of a null table any number of draws, of a real one never more than it holds
+            t.table_elements = s.below(t.table == 0 ? 3 : std::min<int64_t>(2, t.table_elements) + 1);
+            break;
     }
 }
 
