@@ -168,7 +168,7 @@ inline void break_one_field(Source& s, Task& t) {
             t.p[s.below(8)] = static_cast<float>(strange);
             break;
         case 13:
-            t.data = s.one_in(2) ? 0 : t.data + 1;
+            t.data = s.one_in(2) ? 0 : t.data | 1;  // once more is the same: two steps of a byte would be an element
             break;
         case 14:
             t.memory_elements = s.below(t.memory_elements + 1);
