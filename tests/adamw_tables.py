@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import kernels
+import kernel_cases
 import numpy as np
 import torch
 
@@ -102,4 +102,4 @@ def copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def assert_equal_bits(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     """Every array bit by bit."""
     for name, tensor in expected.items():
-        assert torch.equal(kernels.bits(got[name]), kernels.bits(tensor)), name
+        assert torch.equal(kernel_cases.bits(got[name]), kernel_cases.bits(tensor)), name

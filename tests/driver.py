@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from golden import GOLDEN, KAT, golden_tasks, stored_bits, word
-from kernels import DISTRIBUTIONS, DTYPES, bits, tasks_for, weights
+from kernel_cases import DISTRIBUTIONS, DTYPES, bits, tasks_for, weights
 
 from sff_fast import table
 from sff_fast.backends import reference

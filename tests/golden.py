@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kernels import DISTRIBUTIONS, tasks_for
+from kernel_cases import DISTRIBUTIONS, tasks_for
 
 from sff_fast import table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import kernels
+import kernel_cases
 import pytest
 import torch
 
@@ -49,7 +49,9 @@ def assert_equal_bits(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> N
     assert len(a) == len(b)
     for x, y in zip(a, b):
         assert x.dtype == y.dtype
-        assert torch.equal(kernels.bits(x) if x.is_floating_point() else x, kernels.bits(y) if y.is_floating_point() else y)
+        assert torch.equal(
+            kernel_cases.bits(x) if x.is_floating_point() else x, kernel_cases.bits(y) if y.is_floating_point() else y
+        )
 
 
 @contextmanager
@@ -60,5 +62,5 @@ def backend(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             patch.setattr(Bucket, "native", False)
             yield
     else:
-        with kernels.forced_isa(name):
+        with kernel_cases.forced_isa(name):
             yield

@@ -9,7 +9,7 @@ import driver
 import numpy as np
 import pytest
 import torch
-from kernels import tasks_for
+from kernel_cases import tasks_for
 
 from sff_fast import table
 from sff_fast.backends import cpu

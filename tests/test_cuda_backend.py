@@ -7,7 +7,7 @@ import optim_cases as cases
 import pytest
 import torch
 from conftest import HARDWARE
-from kernels import DISTRIBUTIONS, DTYPES, bits, tasks_for, weights
+from kernel_cases import DISTRIBUTIONS, DTYPES, bits, tasks_for, weights
 
 import sff_fast
 from sff_fast import FusedAdamW, backends, table

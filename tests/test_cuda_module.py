@@ -13,7 +13,7 @@ import optim_cases as cases
 import pytest
 import torch
 from cuda_shim.module import load
-from kernels import DISTRIBUTIONS, bits, tasks_for, weights
+from kernel_cases import DISTRIBUTIONS, bits, tasks_for, weights
 
 from sff_fast import backends, table
 from sff_fast.backends import cuda, reference

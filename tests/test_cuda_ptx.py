@@ -10,7 +10,7 @@ import torch
 from cuda_code import VARIANTS, compile_kernels, kernel_name
 from cuda_ptx import LARGEST, planted, programs, run
 from cuda_shim import Shim, build
-from kernels import DISTRIBUTIONS, DTYPES, bits, tasks_for, weights
+from kernel_cases import DISTRIBUTIONS, DTYPES, bits, tasks_for, weights
 from ptx import PtxError, Region, kernels
 
 from sff_fast import table

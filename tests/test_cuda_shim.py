@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_shim import HERE, Shim, build, run_sanitized
-from kernels import DISTRIBUTIONS, DTYPES, bits, tasks_for, weights, whole
+from kernel_cases import DISTRIBUTIONS, DTYPES, bits, tasks_for, weights, whole
 
 from sff_fast import table
 from sff_fast.backends import reference

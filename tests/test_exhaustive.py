@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from kernels import DISTRIBUTIONS, DTYPES, ISAS, bits, run, tasks_for
+from kernel_cases import DISTRIBUTIONS, DTYPES, ISAS, bits, run, tasks_for
 from scipy import special, stats
 
 from sff_fast import table

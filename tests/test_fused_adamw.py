@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 
-import kernels
+import kernel_cases
 import numpy as np
 import optim_cases as cases
 import pytest
@@ -77,7 +77,7 @@ def test_every_instruction_set_and_the_reference_give_equal_bits(
     state_dtype: str, dtype: torch.dtype, options: dict[str, object], amsgrad: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = []
-    for name in kernels.BACKENDS:
+    for name in kernel_cases.BACKENDS:
         params = cases.parameters(dtype)
         optimizer = FusedAdamW(params, lr=1e-2, amsgrad=amsgrad, state_dtype=state_dtype, seed=11, **options)
         with cases.backend(name, monkeypatch):
@@ -88,7 +88,7 @@ def test_every_instruction_set_and_the_reference_give_equal_bits(
 
 
 @pytest.mark.parametrize("state_dtype", STATE_DTYPES)
-@pytest.mark.parametrize("name", kernels.BACKENDS)
+@pytest.mark.parametrize("name", kernel_cases.BACKENDS)
 def test_infinities_nans_and_denormals_give_equal_bits(name: str, state_dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.tensor([0.0, -0.0, 1e-42, -1e-30, 3e38, math.inf, -math.inf, math.nan, 1.0, -2.0])
     results = []
@@ -320,10 +320,10 @@ def test_the_clipping_coefficient_is_torchs() -> None:
 
 def test_the_norm_has_the_same_bits_on_every_instruction_set() -> None:
     norms = set()
-    for isa in kernels.ISAS:
+    for isa in kernel_cases.ISAS:
         params = cases.parameters(torch.bfloat16, [(100_003,), (31,)])
         optimizer = FusedAdamW(params, max_norm=1.0)
-        with kernels.forced_isa(isa):
+        with kernel_cases.forced_isa(isa):
             cases.train(optimizer, params, 1)
         norms.add(optimizer.grad_norm)
     assert len(norms) == 1
@@ -376,7 +376,7 @@ def test_stochastic_rounding_takes_the_bits_of_the_random_stream() -> None:
     # the exact result is 1 - 1e-3, between 1 - 2**-8 and 1: bits of float32 below bfloat16 plus h carry, or not
     exact = np.float32(1) - np.float32(np.float32(1e-3) / np.float32(0.1)) * np.float32(0.1) / np.float32(1 + 1e-8)
     low = int(np.float32(exact).view(np.uint32)) & 0xFFFF
-    words = kernels.philox("reference")(rounding_key(seed, 1), stream_id("layer.w", ROUND), 0, n // 8)
+    words = kernel_cases.philox("reference")(rounding_key(seed, 1), stream_id("layer.w", ROUND), 0, n // 8)
     halves = words.astype("<u4").view("<u2").reshape(-1)
     up = torch.from_numpy((halves.astype(np.int64) + low) >= 1 << 16)
     agree = (p.detach() == 1.0) == up

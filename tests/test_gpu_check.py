@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_shim.device import Graph, as_gpu
-from kernels import DISTRIBUTIONS, DTYPES
+from kernel_cases import DISTRIBUTIONS, DTYPES
 
 from sff_fast import table
 from sff_fast.backends import cuda

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernels import ISAS, bits, forced_isa, run, tasks_for
+from kernel_cases import ISAS, bits, forced_isa, run, tasks_for
 
 from sff_fast import FusedAdamW
 from sff_fast.distributions import Constant

@@ -12,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from kernels import BACKENDS, DISTRIBUTIONS, DTYPES, ISAS, bits, forced_isa, philox, run, tasks_for, weights, whole
+from kernel_cases import BACKENDS, DISTRIBUTIONS, DTYPES, ISAS, bits, forced_isa, philox, run, tasks_for, weights, whole
 from scipy import stats
 
 from sff_fast import table

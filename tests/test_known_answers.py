@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from golden import GOLDEN, KAT, golden_tasks, stored_bits, word
-from kernels import BACKENDS, DISTRIBUTIONS, bits, philox, run
+from kernel_cases import BACKENDS, DISTRIBUTIONS, bits, philox, run
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

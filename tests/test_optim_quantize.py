@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-import kernels
+import kernel_cases
 import numpy as np
 import pytest
 import torch
@@ -146,7 +146,7 @@ def first_step(isa: str, grads: list[torch.Tensor], dither: int = 0) -> list[lis
         task["elements"], task["state_type"], task["dither"] = n, 2, dither
         for name in ("grad_scale", "decay", "one_minus_beta1", "one_minus_beta2", "correction", "eps", "step_size"):
             task[name] = 1.0
-        with kernels.forced_isa(isa):
+        with kernel_cases.forced_isa(isa):
             cpu._cpu.adamw(task.view(np.uint8), 1, isa)
         results.append([codes[0], scales[0], codes[1], scales[1]])
     return results
@@ -156,7 +156,7 @@ def dithers(n: int, first: int) -> torch.Tensor:
     return (torch.arange(n) * DITHER_STEP + first) % (1 << 32)
 
 
-@pytest.mark.parametrize("isa", kernels.ISAS)
+@pytest.mark.parametrize("isa", kernel_cases.ISAS)
 def test_kernels_encode_as_the_reference_does_whatever_blocks_follow_each_other(isa: str) -> None:
     """Ordinary blocks, blocks of zeros, with single zeros, of a wide range, not finite, and a last short one, in every order."""
     generator = torch.Generator().manual_seed(6)
@@ -184,7 +184,7 @@ def test_kernels_encode_as_the_reference_does_whatever_blocks_follow_each_other(
             assert torch.equal(a.nan_to_num(nan=-1.0), b.nan_to_num(nan=-1.0)) if a.is_floating_point() else torch.equal(a, b)
 
 
-@pytest.mark.parametrize("isa", kernels.ISAS)
+@pytest.mark.parametrize("isa", kernel_cases.ISAS)
 def test_kernels_raise_what_is_below_code_1_and_leave_zeros(isa: str) -> None:
     grad = torch.full((512,), 1e-12)
     grad[:3] = torch.tensor([1.0, 0.0, -0.0])
@@ -193,7 +193,7 @@ def test_kernels_raise_what_is_below_code_1_and_leave_zeros(isa: str) -> None:
     assert bool((codes[3:256] == 1).all())
 
 
-@pytest.mark.parametrize("isa", kernels.ISAS)
+@pytest.mark.parametrize("isa", kernel_cases.ISAS)
 def test_no_dither_carries_the_largest_number_over_the_last_code(isa: str) -> None:
     """Rounding puts some of the largest numbers a bit above the last code, and the largest dither would end at code 256."""
     element, largest = 100, (1 << 32) - 1

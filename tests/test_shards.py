@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import bits
+from kernel_cases import bits
 from sharding import MESHES, PLANS, S0, S1, R, mesh_of, pretrained, rank_of, shard_, split
 from test_table import CASES, N
 from torch import nn

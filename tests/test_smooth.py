@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from kernels import bits
+from kernel_cases import bits
 from torch import nn
 
 import sff_fast

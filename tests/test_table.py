@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from kernels import bits, run, tasks_for, whole
+from kernel_cases import bits, run, tasks_for, whole
 
 import sff_fast
 from sff_fast import table

@@ -27,7 +27,7 @@ SOURCES = (
     *(f"csrc/core/{name}.h" for name in ("config", "distributions", "dtypes", "philox", "scalar", "task")),
     *(f"csrc/cpu/{name}" for name in ("dispatch.cpp", "float_environment.h", "kernel.h", "lanes*.h", "parallel.*", "smooth*")),
     "sff_fast/backends/reference.py",
-    "tests/kernels.py",
+    "tests/kernel_cases.py",
     "tests/test_exhaustive.py",
 )
 """What the results depend on, the optimizer left out."""

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from kernels import DISTRIBUTIONS, DTYPES, bits, tasks_for
+from kernel_cases import DISTRIBUTIONS, DTYPES, bits, tasks_for
 
 from sff_fast import FusedAdamW
 from sff_fast.backends import cpu, cuda
@@ -33,7 +33,7 @@ WARM, REPEATS = 3, 20
 CHECKED_BY_SANITIZER = """
 import sys, torch
 sys.path.insert(0, "tests")
-from kernels import DISTRIBUTIONS, DTYPES, tasks_for
+from kernel_cases import DISTRIBUTIONS, DTYPES, tasks_for
 from sff_fast.backends import cuda
 for dtype in DTYPES:
     for distribution in DISTRIBUTIONS.values():

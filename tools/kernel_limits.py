@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from flat import MANY  # noqa: E402
-from kernels import DISTRIBUTIONS, forced_isa, tasks_for  # noqa: E402
+from kernel_cases import DISTRIBUTIONS, forced_isa, tasks_for  # noqa: E402
 from timing import latest_rows, machine  # noqa: E402
 
 from sff_fast import table  # noqa: E402

@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from kernels import DISTRIBUTIONS, DTYPES, bits, run, tasks_for  # noqa: E402
+from kernel_cases import DISTRIBUTIONS, DTYPES, bits, run, tasks_for  # noqa: E402
 
 from sff_fast.stream import STREAM_VERSION  # noqa: E402
 
