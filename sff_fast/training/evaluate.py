@@ -13,6 +13,7 @@ from ..data import ForecastData
 from ..distributed.group import Group
 from ..distributed.parallel import Parallel
 from ..errors import ArgumentError
+from ..exhaustion import told
 from ..metrics import NotFiniteError
 from ..resident import Ceiling
 from .config import resolve_device
@@ -56,26 +57,29 @@ def evaluate(
     Raises:
         ArgumentError: The part is unknown, or the model cannot do the task, or not with these lengths.
         NotFiniteError: A forecast is NaN or infinite.
+        ExhaustedError: There is not enough memory.
     """
     if part not in PARTS:
         raise ArgumentError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     tasks.check(adapter, data)
     device = resolve_device(device)
-    adapter.model.to(device)
     progress = Silent() if progress is None else progress
+    advice = f"try a smaller batch_size (--batch-size), it was {batch_size}; `sff-fast plan --memory` predicts what a run needs"
     progress.start(len(getattr(data, part)), f"evaluate {part}")
     try:
-        return evaluate_windows(
-            adapter,
-            data,
-            part,
-            batch_size=batch_size,
-            device=device,
-            stop=StopRequest(group),
-            progress=progress,
-            parallel=Parallel(group),
-            record=windows,
-        )
+        with told(advice):
+            adapter.model.to(device)
+            return evaluate_windows(
+                adapter,
+                data,
+                part,
+                batch_size=batch_size,
+                device=device,
+                stop=StopRequest(group),
+                progress=progress,
+                parallel=Parallel(group),
+                record=windows,
+            )
     finally:
         progress.close()
 

@@ -11,6 +11,7 @@ import torch
 from ..data import Scaler, Table
 from ..data.frequency import infer_frequency
 from ..errors import ArgumentError, DataError
+from ..exhaustion import advised
 from ..metrics.quantile import LEVELS
 from .config import resolve_device
 
@@ -33,6 +34,7 @@ class TableForecast:
     timestamps: np.ndarray | None
 
 
+@advised("try fewer num_samples (--num-samples), a shorter context, or some columns at a time (--columns)")
 def forecast(
     adapter: Any,
     table: Table,
@@ -64,6 +66,7 @@ def forecast(
         ArgumentError: The lengths do not fit the model, the scaler does not fit the table, or a family that draws no
             sample paths is asked for some.
         DataError: The table is shorter than the context, or its time stamps follow no rule that could be continued.
+        ExhaustedError: There is not enough memory.
     """
     adapter.check_lengths(context_length, prediction_length)
     if len(table) < context_length:

@@ -477,6 +477,7 @@ def _result(
         metrics={"val": at.best_metrics, "test": test},
         smooth=trainer.frozen["prepared"],
         stopped=trainer.stopped_because(),
+        diverged=at.diverged is not None,
         zero_shot=zero_shot,
         model_dir=model_directory,
     )
