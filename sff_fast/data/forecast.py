@@ -131,7 +131,8 @@ def without_constants(table: Table, border: tuple[int, int]) -> Table:
     if not keep:
         raise DataError(f"{table.source!r}: every channel is constant in the train part, so there is nothing to learn")
     names = ", ".join(repr(table.columns[i]) for i in constant)
-    return table.select(keep, f"the channels {names} are constant in the train part and were left out")
+    what = f"the channel {names} is" if len(constant) == 1 else f"the channels {names} are"
+    return table.select(keep, f"{what} constant in the train part and {validate.were(len(constant))} left out")
 
 
 def standardised(table: Table, scaler: Scaler) -> np.ndarray:
