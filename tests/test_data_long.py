@@ -73,9 +73,9 @@ def test_series_with_numbers_for_names_are_found_by_the_usual_column_names(tmp_p
     assert read_table(write(tmp_path, lines)).columns == ["12", "7"]
     other = [line.replace("unique_id", "place") for line in lines]
     # Nothing tells that these numbers are names. Series by series, "sort the rows" alone would lead nowhere.
-    with pytest.raises(DataError, match="comes after 2024.*; time stamps repeat, so sorting alone does not help: .*--id-column"):
+    with pytest.raises(DataError, match=r"comes after 2024.*; time stamps repeat, so sorting alone does not help: .*--id-column"):
         read_table(write(tmp_path, other))
-    with pytest.raises(DataError, match="occurs twice.*--id-column"):
+    with pytest.raises(DataError, match=r"occurs twice.*--id-column"):
         read_table(write(tmp_path, [other[0], *sorted(other[1:], key=lambda line: line.split(",")[1])]))
     assert read_table(write(tmp_path, other), id_column="place").columns == ["12", "7"]
 
@@ -110,7 +110,7 @@ def test_a_repeated_row_of_a_series_is_named_and_with_drop_the_first_is_kept(tmp
         table.notes
     )
     lines.insert(5, lines[3].replace(",4", ",98"))
-    with pytest.raises(DataError, match="occurs twice, as do 1 more; remove"):
+    with pytest.raises(DataError, match=r"occurs twice, as do 1 more; remove"):
         read_table(write(tmp_path, lines))
 
 
@@ -154,7 +154,7 @@ def test_series_of_other_times_are_cut_to_what_all_have_and_short_ones_left_out_
     np.testing.assert_array_equal(table.timestamps, HOURS[1:])
     notes = " | ".join(table.notes)
     assert "1 series has rows for less than half of the 6 time steps and was left out: 'tiny' (2)" in notes
-    assert "1 of 6 rows with missing values were left out" in notes
+    assert "1 of 6 rows has missing values and was left out" in notes
 
 
 def test_series_that_have_nothing_in_common_leave_nothing_and_say_so(tmp_path: Path) -> None:

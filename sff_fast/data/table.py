@@ -179,9 +179,9 @@ def read_table(
             done = before[:, index] & ~np.isnan(values[:, index])
             if not done.any():
                 continue
-            filled = int(done.sum())
+            count = int(done.sum())
             notes.append(
-                f"{validate.counted(filled, 'missing value')} in column {names[index]!r} {validate.were(filled)} filled ({fill}), "
+                f"{validate.counted(count, 'missing value')} in column {names[index]!r} {validate.were(count)} filled ({fill}), "
                 f"the longest run was {longest_run(done)}"
             )
         if not drop:
