@@ -41,13 +41,8 @@ state_module = importlib.import_module("sff_fast.training.state")
 OPTIONS = {"epochs": 4, "batch_size": 25, "seed": 3, "patience": None}
 
 
-quick = training_fakes.quick
+quick, data = training_fakes.quick, training_fakes.data
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(scope="module")
-def data():
-    return make_data()
 
 
 def stopped(data, out, stage="train", count=8, number=signal.SIGTERM, strategy="ff", adapter=None, **options):

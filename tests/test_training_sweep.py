@@ -31,13 +31,8 @@ evaluate_module = importlib.import_module("sff_fast.training.evaluate")
 OPTIONS = {"epochs": 2, "batch_size": 32}
 ALPHAS, SEEDS = (0.3, 0.7, 0.9), (0, 1)
 
-quick = training_fakes.quick
+quick, data = training_fakes.quick, training_fakes.data
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(scope="module")
-def data():
-    return make_data()
 
 
 @pytest.fixture(scope="module")

@@ -125,6 +125,12 @@ def make_data(rows: int = 120, seed: int = 0, **options: Any) -> ForecastData:
     return ForecastData(make_table(rows, seed), "0.6,0.2,0.2", CONTEXT, HORIZON, **options)
 
 
+@pytest.fixture(scope="module")
+def data() -> ForecastData:
+    """:func:`make_data`, once a module."""
+    return make_data()
+
+
 class StopAt:
     """A progress that sends this process a signal when the n-th update of a stage is reported."""
 

@@ -159,13 +159,13 @@ def constant_columns(train: np.ndarray) -> np.ndarray:
     return np.flatnonzero(train.max(axis=0) == train.min(axis=0))
 
 
-def check_not_constant(train: np.ndarray, columns: Sequence[str], source: str) -> None:
-    """Refuse a channel that is constant in the train part, since it cannot be standardised."""
+def check_not_constant(train: np.ndarray, columns: Sequence[str], source: str, part: str) -> None:
+    """Refuse a channel that is constant in the rows that standardise it; ``part`` is what messages call them."""
     constant = constant_columns(train)
     if len(constant):
         index = int(constant[0])
         raise DataError(
-            f"{source!r}, column {columns[index]!r}: constant in the train part (always {train[0, index]:g} in "
+            f"{source!r}, column {columns[index]!r}: constant in {part} (always {train[0, index]:g} in "
             f"{len(train)} rows){_and_more(len(constant), 'column')}; leave it out (drop=True, --drop)"
         )
 
