@@ -144,7 +144,7 @@ def test_a_smoothed_model_that_is_shipped_says_so(data, tmp_path):
 
 def test_the_pristine_model_is_shipped_where_nothing_beats_it(data, tmp_path):
     result = sweep(FakeAdapter.tiny, data, (0.5,), (0,), tmp_path / "out", baselines=(), lr=1e-9, **OPTIONS)
-    assert "Ship none of the tuned models" in result.verdict
+    assert "Ship the zero-shot model: " in result.verdict
     assert result.runs[0].model_dir is None
     pristine = evaluate(FakeAdapter.load(tmp_path / "out" / "model"), data, "val")["mse"]
     assert pristine == result.zero_shot["val_mse"]
