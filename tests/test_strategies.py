@@ -15,7 +15,7 @@ import torch
 import training_fakes
 from safetensors.torch import load_file
 from torch import nn
-from training_fakes import FakeAdapter, StopAt, assert_same_run, newest_state, steady
+from training_fakes import FakeAdapter, StopAt, assert_same_run, newest_state, once_each, steady
 
 from sff_fast.backends.reference import philox
 from sff_fast.data import epoch_order
@@ -322,15 +322,7 @@ OPTIONS = {**SHARED, "seed": 3}
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory):
     """Runs that nobody stopped, one for each strategy."""
-    runs = {}
-
-    def of(strategy):
-        if strategy not in runs:
-            out = tmp_path_factory.mktemp("whole") / strategy
-            runs[strategy] = out, finetune(FakeAdapter.tiny(), data, strategy, out=out, **OPTIONS)
-        return runs[strategy]
-
-    return of
+    return once_each(data, tmp_path_factory, OPTIONS)
 
 
 @pytest.mark.parametrize("strategy", [*PREPARING, *TRAINING])

@@ -24,6 +24,7 @@ from training_fakes import (
     assert_same_run,
     make_data,
     newest_state,
+    once_each,
     read_log,
     steady,
     tune_tiny_timer,
@@ -65,15 +66,7 @@ def stopped(data, out, stage="train", count=8, number=signal.SIGTERM, strategy="
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory):
     """Runs that nobody stopped, one for each strategy: folder and result."""
-    runs = {}
-
-    def of(strategy):
-        if strategy not in runs:
-            out = tmp_path_factory.mktemp("whole") / strategy
-            runs[strategy] = out, finetune(FakeAdapter.tiny(), data, strategy, out=out, **OPTIONS)
-        return runs[strategy]
-
-    return of
+    return once_each(data, tmp_path_factory, OPTIONS)
 
 
 # Each evaluation is one batch. The first validation and the first test are the zero-shot model's; sff and tfs validate
