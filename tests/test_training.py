@@ -335,7 +335,8 @@ def test_a_divergence_in_the_first_epoch_leaves_the_weights_before_training(data
     adapter.on_loss = lambda batch: torch.tensor(float("nan"))
     FakeAdapter.tiny(seed=1).save(tmp_path / "model")
     (tmp_path / "run").mkdir()
-    (tmp_path / "model").rename(tmp_path / "run" / "model")  # left there by whatever was before
+    (tmp_path / "model").rename(tmp_path / "run" / "model")
+    (tmp_path / "run" / "log.jsonl").write_text("")  # both left there by a run that was being overwritten
     with pytest.warns(UserWarning, match="at step 1"):
         result = finetune(adapter, data, "lp-ff", epochs=2, out=tmp_path / "run")
     assert result.best_epoch == 0
