@@ -492,6 +492,14 @@ def test_an_output_folder_in_use_is_refused_and_overwritten_only_on_request(data
     assert not (out / "report.html").exists()
 
 
+@pytest.mark.parametrize("no_data", ["ETTh1.csv", make_table()], ids=["path", "table"])
+def test_a_file_or_table_in_the_place_of_its_windows_is_refused_by_name(no_data):
+    message = f"data must be a ForecastData, ImputationData or AnomalyData, got {type(no_data).__name__}: make one of"
+    for call in (finetune, lambda adapter, data: evaluate(adapter, data)):
+        with pytest.raises(ArgumentError, match=message):
+            call(FakeAdapter.tiny(), no_data)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("mine", ["model/weights.bin", "runs/first/metrics.json", "landscape/hills.png"])
 def test_folders_that_no_run_has_written_are_not_replaced(data, tmp_path, mine, overwrite):
