@@ -27,7 +27,7 @@ std::vector<Piece> cut(const AdamWTask* tasks, int64_t count, int64_t claim) {
     return pieces;
 }
 
-int share_out(const std::vector<Piece>& pieces, int threads, const std::function<void(size_t)>& work) {
+int each(const std::vector<Piece>& pieces, int threads, const std::function<void(size_t)>& work) {
     return share_out(static_cast<int64_t>(pieces.size()), {1, threads}, [&](int64_t i, int64_t) { work(static_cast<size_t>(i)); });
 }
 
@@ -42,14 +42,14 @@ int64_t elements_of(const AdamWTask* tasks, int64_t count) {
 int adamw(const AdamWTask* tasks, int64_t count, int threads, const AdamWKernel& kernel) {
     const Shares shares = shares_of(elements_of(tasks, count), threads, kGrain);
     const std::vector<Piece> pieces = cut(tasks, count, shares.claim);
-    return share_out(pieces, shares.threads,
+    return each(pieces, shares.threads,
                      [&](size_t i) { kernel.step(tasks[pieces[i].task], pieces[i].begin, pieces[i].end); });
 }
 
 double sum_of_squares(const AdamWTask* tasks, int64_t count, int threads, const AdamWKernel& kernel) {
     const std::vector<Piece> pieces = cut(tasks, count, kSumPiece);
     std::vector<double> sums(pieces.size());
-    share_out(pieces, shares_of(elements_of(tasks, count), threads, kGrain).threads,
+    each(pieces, shares_of(elements_of(tasks, count), threads, kGrain).threads,
               [&](size_t i) { sums[i] = kernel.sum_of_squares(tasks[pieces[i].task], pieces[i].begin, pieces[i].end); });
     double total = 0;
     for (const double sum : sums) total += sum;
