@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,11 +19,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _old_objects_are_left_alone() -> Iterator[None]:
+def _old_objects_are_left_alone() -> None:
     """What the files before have imported is not looked through again by each collection: runs collect garbage many times."""
     gc.collect()
     gc.freeze()
-    yield
 
 
 @pytest.fixture(scope="session")
