@@ -278,6 +278,28 @@ def test_clipping_by_bucket_bounds_each_bucket_and_releases_to_the_same_bits() -
     cases.assert_equal_bits(*results)
 
 
+def test_a_backward_pass_begins_with_no_gradient_of_the_last_one_counted() -> None:
+    """Two passes reach one of a bucket's three parameters alone; in the third its gradient is the last to come."""
+    results = []
+    for release in (False, True):
+        params = [torch.nn.Parameter(torch.tensor(values)) for values in ([0.5, -1.5], [2.0, 1.0], [1.0, 3.0])]
+        first, second, third = params
+        came: list[int] = []
+        for i, p in enumerate(params):
+            p.register_post_accumulate_grad_hook(lambda _, i=i: came.append(i))
+        options = {"release_gradients": release, "max_norm": 0.1, "clip": "bucket", "bucket_bytes": 24}
+        optimizer = FusedAdamW(params, lr=1e-2, betas=(0.0, 0.999), **options)
+        for loss in (lambda: first.sum(), lambda: first.sum(), lambda: (first.exp() * second * third).sum()):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+        assert came == [0, 0, 2, 1, 0]
+        clipped = torch.cat([optimizer.state[p]["exp_avg"] for p in params])  # with beta1 = 0
+        assert float(clipped.norm()) == pytest.approx(0.1, rel=1e-3)  # of all three together
+        results.append(cases.everything(optimizer, params))
+    cases.assert_equal_bits(*results)
+
+
 def test_global_clipping_without_a_known_norm_says_what_to_call() -> None:
     model = net()
     FusedAdamW(model.parameters(), release_gradients=True, max_norm=1.0)
