@@ -231,12 +231,16 @@ def test_a_closure_runs_the_backward_pass_that_steps() -> None:
     cases.assert_equal_bits(*results)
 
 
-def test_grad_scaler_with_release_is_an_error() -> None:
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_grad_scaler_with_release_is_an_error(unscaled: bool) -> None:
+    """After ``unscale_`` a scaler hands over what it found alone, no scale."""
     model = net()
     optimizer = FusedAdamW(model.parameters(), release_gradients=True)
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(model(batch(0)).sum())
     model.layers[0].weight.grad = torch.ones_like(model.layers[0].weight)
+    if unscaled:
+        scaler.unscale_(optimizer)
     with pytest.raises(ArgumentError, match="release_gradients=True steps inside backward, before GradScaler"):
         scaler.step(optimizer)
 
