@@ -318,6 +318,22 @@ def test_the_clipping_coefficient_is_torchs() -> None:
     assert float(stand_in.grad.norm()) < 0.95e-5  # torch adds 1e-6 to the norm
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite_is_clipped_as_torch_clips_it(bad: float) -> None:
+    """A NaN reaches every parameter, an infinity its own element: the others' gradients become 0."""
+    a, b = cases.parameters(sizes=[(3,), (4,)]), cases.parameters(sizes=[(3,), (4,)])
+    ours, theirs = FusedAdamW(a, lr=1e-2, max_norm=1.0), torch.optim.AdamW(b, lr=1e-2)
+    for params in (a, b):
+        cases.give_gradients(params, 0)
+        params[1].grad[2] = bad
+    ours.step()
+    torch.nn.utils.clip_grad_norm_(b, 1.0)
+    theirs.step()
+    assert sum(int(p.isnan().sum()) for p in b) == (7 if math.isnan(bad) else 1)
+    for p, q in zip(a, b):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=0.0, equal_nan=True)
+
+
 def test_the_norm_has_the_same_bits_on_every_instruction_set() -> None:
     norms = set()
     for isa in kernel_cases.ISAS:

@@ -127,6 +127,43 @@ def test_accumulated_gradients_give_the_bits_of_the_normal_mode(bucket_bytes: in
     cases.assert_equal_bits(*results)
 
 
+def test_that_accumulation_keeps_the_whole_gradient_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    optimizer = FusedAdamW(model.parameters(), release_gradients=True)
+    with caplog.at_level("INFO", logger="sff_fast"):
+        for _ in range(2):
+            with optimizer.accumulating():
+                model(batch(0)).sum().backward()
+            model(batch(1)).sum().backward()
+            optimizer.step()
+    assert [r.message for r in caplog.records if "whole gradient" in r.message] == [
+        "release_gradients: accumulation keeps the whole gradient, only the last backward pass frees it"
+    ]
+
+
+def test_that_gradients_which_other_processes_add_to_are_kept_until_the_step_is_said_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As parameters of DDP in one of several processes; tests/test_optim_shards.py has two."""
+    results = []
+    for reduced in (False, True):
+        monkeypatch.setattr("sff_fast.optim.release.is_reduced_later", lambda p, reduced=reduced: reduced)
+        model = net()
+        optimizer = FusedAdamW(model.parameters(), release_gradients=True)
+        with caplog.at_level("INFO", logger="sff_fast"):
+            for step in range(2):
+                model(batch(step)).sum().backward()
+                assert all((p.grad is not None) == reduced for p in model.parameters())
+                optimizer.step()
+                assert all(p.grad is None for p in model.parameters())
+        results.append(cases.everything(optimizer, list(model.parameters())))
+    cases.assert_equal_bits(*results)
+    assert [r.message for r in caplog.records if "whole gradient" in r.message] == [
+        "release_gradients: several processes with ordinary parameters (DDP) keep the whole gradient until step(); "
+        "FSDP2's parameters free it"
+    ]
+
+
 def test_a_tied_parameter_is_stepped_once() -> None:
     results = []
     for release in (False, True):
@@ -194,12 +231,16 @@ def test_a_closure_runs_the_backward_pass_that_steps() -> None:
     cases.assert_equal_bits(*results)
 
 
-def test_grad_scaler_with_release_is_an_error() -> None:
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_grad_scaler_with_release_is_an_error(unscaled: bool) -> None:
+    """After ``unscale_`` a scaler hands over what it found alone, no scale."""
     model = net()
     optimizer = FusedAdamW(model.parameters(), release_gradients=True)
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(model(batch(0)).sum())
     model.layers[0].weight.grad = torch.ones_like(model.layers[0].weight)
+    if unscaled:
+        scaler.unscale_(optimizer)
     with pytest.raises(ArgumentError, match="release_gradients=True steps inside backward, before GradScaler"):
         scaler.step(optimizer)
 
@@ -276,6 +317,30 @@ def test_clipping_by_bucket_bounds_each_bucket_and_releases_to_the_same_bits() -
             assert float(norm) == pytest.approx(1e-3, rel=1e-2)
         results.append(cases.everything(optimizer, list(model.parameters())))
     cases.assert_equal_bits(*results)
+
+
+def clipped_together(release: bool) -> list[torch.Tensor]:
+    """Two passes reach one of a bucket's three parameters alone; in the third its gradient is the last to come."""
+    params = [torch.nn.Parameter(torch.tensor(values)) for values in ([0.5, -1.5], [2.0, 1.0], [1.0, 3.0])]
+    first, second, third = params
+    came: list[int] = []
+    for i, p in enumerate(params):
+        p.register_post_accumulate_grad_hook(lambda _, i=i: came.append(i))
+    options = {"release_gradients": release, "max_norm": 0.1, "clip": "bucket", "bucket_bytes": 24}
+    optimizer = FusedAdamW(params, lr=1e-2, betas=(0.0, 0.999), **options)
+    for loss in (lambda: first.sum(), lambda: first.sum(), lambda: (first.exp() * second * third).sum()):
+        optimizer.zero_grad()
+        loss().backward()
+        if not release:  # else nothing is left to do
+            optimizer.step()
+    assert came == [0, 0, 2, 1, 0]
+    clipped = torch.cat([optimizer.state[p]["exp_avg"] for p in params])  # with beta1 = 0
+    assert float(clipped.norm()) == pytest.approx(0.1, rel=1e-3)  # of all three together
+    return cases.everything(optimizer, params)
+
+
+def test_a_backward_pass_begins_with_no_gradient_of_the_last_one_counted() -> None:
+    cases.assert_equal_bits(clipped_together(release=False), clipped_together(release=True))
 
 
 def test_global_clipping_without_a_known_norm_says_what_to_call() -> None:

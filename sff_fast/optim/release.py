@@ -120,7 +120,6 @@ class GradientRelease:
         self._flush_queued = False
         for came in self._came.values():
             came.clear()
-        self._waiting.clear()
         left = [bucket for bucket in self._buckets() if any(p.grad is not None for p in bucket.params)]
         if left:
             self._finish(left, in_backward)

@@ -1,8 +1,8 @@
 """The stages of a run, and where freed memory goes back to the system between them.
 
 glibc's heap keeps what a stage frees, in pieces that the next stage's tensors may not fit into: without giving it back, the
-peak of a run was up to a set of weights higher. Giving it back costs a tenth of a second, and the next stage has to ask for the
-pages again; that is less than 2 % of a run whose epochs have eight steps (``benchmarks/bench_loop.py --steps 8``).
+peak of a run was up to a set of weights higher. Giving it back, and asking for the pages again, costs a tenth of a second an
+evaluation (``benchmarks/bench_loop.py``).
 """
 
 from __future__ import annotations
