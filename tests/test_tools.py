@@ -124,6 +124,43 @@ def test_a_ratio_to_a_peer_is_the_peers_time_over_the_longest_of_arithmetic_memo
     assert kernel_limits.missed(rows[:1], {}) == []  # nothing was asked of it
 
 
+def test_every_figure_that_was_asked_for_is_listed_with_what_stops_it(blank):
+    blank["ns"] = 0.6
+    date = {"date": "2026-11-22 22:15", "of": "ours / peer"}
+    holds = {**_figure("<= 1.08", 0.3, "limit", 0.4), **date, "case": "constant float32", "holds": "yes", "ratio": "0.758"}
+    rows = [holds, {**_figure("<= 1.25", 0.7, "limit", 0.4), **date}, {**_figure("", 0.7, "torch", 3.0), **date}]
+    stopped = kernel_limits.missed(rows, {("uniform", "float32", "avx512"): (0.3, 2.1)})
+    lines = [line for line in kernel_limits.every_figure(rows, stopped).splitlines() if " against " in line]
+    assert lines == [
+        "| constant float32, widest, against limit | 1 | ours / peer | <= 1.08 | 0.758 | holds | 2026-11-22 22:15 |",
+        "| uniform float32, widest, against limit | 1 | ours / peer | <= 1.25 | 9.9 "
+        "| the overlap of the two; 1.17 times the blank loop | 2026-11-22 22:15 |",
+    ]
+    with pytest.raises(KeyError):  # a figure that is not reached and that nothing is said of
+        kernel_limits.every_figure(rows, [])
+
+
+CALLGRIND = """version: 1
+events: Ir
+fn=smooth
+12 5
+calls=1 30
+13 900
+14 2
+
+fn=draw_run<Avx2, float, 1, false>(float*)
+0x30 400
+31 500
+fn=smooth
+15 3
+totals: 910
+"""
+
+
+def test_instructions_of_a_function_are_its_own_without_those_of_what_it_calls():
+    assert kernel_limits.own_instructions(CALLGRIND) == {"smooth": 10, "draw_run<Avx2, float, 1, false>(float*)": 900}
+
+
 def test_many_tensors_are_shown_beside_their_kernels_alone(blank):
     slow = {**_figure("<= 1.10", 0.2, "one tensor", 0.18, 2), "case": kernel_limits.MANY}
     alone = {**_figure("", 0.18, "one kernel", 0.18, 2), "case": kernel_limits.MANY, "ratio": "1.03"}
