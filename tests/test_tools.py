@@ -104,14 +104,14 @@ def blank(monkeypatch):
     [
         (0.6, 0.65, "1.62", "the arithmetic; 1.08 times the blank loop"),
         (0.3, 0.6, "1.50", "the overlap of the two; 1.17 times the blank loop"),
-        (0.3, 0.45, "1.12", "the order of arithmetic and memory; 1.56 times the blank loop"),
-        (0.48, 0.45, "1.12", "waiting within the arithmetic; 1.56 times the blank loop"),
+        (0.3, 0.45, "1.12", "the order of arithmetic and memory, with 1.25 times the scale needed; 1.56 times the blank loop"),
+        (0.48, 0.45, "1.12", "waiting within the arithmetic, with 1.04 times the arithmetic needed; 1.56 times the blank loop"),
     ],
 )
 def test_a_figure_that_is_not_reached_is_shown_with_what_stops_it(blank, compute, blank_ns, with_it, why):
     blank["ns"] = blank_ns
     (line,) = kernel_limits.missed([_figure("<= 1.25", 0.7, "limit", 0.4)], {("uniform", "float32", "avx512"): (compute, 2.1)})
-    times = f"0.7 | {compute:.3f} | 0.400 | {blank_ns:.3f}"
+    times = f"0.7 | 0.5000 | {compute:.3f} | 0.400 | {blank_ns:.3f}"
     assert line == f"| uniform float32, widest, against limit | 1 | <= 1.25 | 9.9 | {times} | {with_it} | {why} |"
     assert blank["calls"] == [(2.1, 4, "avx512", 1)]
 
@@ -120,7 +120,7 @@ def test_a_ratio_to_a_peer_is_the_peers_time_over_the_longest_of_arithmetic_memo
     blank["ns"] = 0.25
     rows = [_figure("", 0.3, "limit", 0.2, 2), _figure(">= 16", 0.3, "torch", 3.0, 2)]
     (line,) = kernel_limits.missed(rows, {("uniform", "float32", "avx512"): (0.3, 2.1)})
-    assert "| 2 | >= 16 | 9.9 | 0.3 | 0.150 | 0.200 | 0.250 | 12.00 | the memory; 1.20 times the blank loop |" in line
+    assert "| 2 | >= 16 | 9.9 | 0.3 | 0.1875 | 0.150 | 0.200 | 0.250 | 12.00 | the memory; 1.20 times the blank loop |" in line
     assert kernel_limits.missed(rows[:1], {}) == []  # nothing was asked of it
 
 

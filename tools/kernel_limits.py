@@ -297,7 +297,9 @@ def missed(found: list[dict[str, str]], resident: dict[tuple[str, str, str], tup
             times = alone / threads, limit, blank[key]
             cells = [*(f"{ns:.3f}" for ns in times), *_reason(r, *times)]
         figure = f"{r['case']}, {r['isa']}, against {r['peer']}"
-        lines.append(f"| {figure} | {threads} | {r['must']} | {r['ratio']} | {r['ours_ns']} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {figure} | {threads} | {r['must']} | {r['ratio']} | {r['ours_ns']} | {needed_ns(r):.4f} | {' | '.join(cells)} |"
+        )
         print(lines[-1], flush=True)
     return lines
 
@@ -328,10 +330,16 @@ def every_figure(found: list[dict[str, str]], stopped: list[str]) -> str:
     return EVERY + "".join(lines)
 
 
+def needed_ns(r: dict[str, str]) -> float:
+    """Nanoseconds an element of ours with which a figure would hold, its peer being as fast as it was."""
+    peer, wanted = float(r["peer_ns"]), float(r["must"].split()[1])
+    return wanted * peer if r["must"].startswith("<=") else peer / wanted
+
+
 def _reason(r: dict[str, str], arithmetic: float, limit: float, blank: float) -> tuple[str, str]:
     """What a figure would be with the blank loop's time, and what stops it."""
     upper, wanted = r["must"].startswith("<="), float(r["must"].split()[1])
-    ours, peer = float(r["ours_ns"]), float(r["peer_ns"])
+    ours, peer, needed = float(r["ours_ns"]), float(r["peer_ns"]), needed_ns(r)
 
     def figure(ns: float) -> float:
         return ns / peer if upper else peer / ns
@@ -346,7 +354,9 @@ def _reason(r: dict[str, str], arithmetic: float, limit: float, blank: float) ->
     elif not holds(blank):
         why = "the overlap of the two"
     else:
+        alone, name = max((arithmetic, "arithmetic"), (limit, "scale"))
         why = "waiting within the arithmetic" if arithmetic > blank else "the order of arithmetic and memory"
+        why += f", with {needed / alone:.2f} times the {name} needed"
     return f"{figure(blank):.2f}", f"{why}; {ours / blank:.2f} times the blank loop"
 
 
@@ -393,14 +403,16 @@ an element on one thread and {two} on two.
 ## Figures that are not reached
 
 From `benchmarks/results/smooth.csv` ({found[-1]["date"]} UTC, `python benchmarks/bench_smooth.py`); all times are nanoseconds
-an element. *Arithmetic* is the time of the table above over the threads, *scale* the in-place scale. The *blank loop* is
-`tools/blank_loop.cpp`: the same bytes with the kernel's two streams and prefetch, and beside each line as many vector operations
-as the kernel has, which read nothing that was loaded and wait for nothing. It is what the machine lets overlap of the two, with
-no formula in the way. *With it* is the figure that a kernel of that time would have; what stops a figure is the first of
-arithmetic, scale and blank loop that by itself is too slow for it.
+an element. *Needed* is the time with which the figure would hold beside a peer as fast as it was. *Arithmetic* is the time of the
+table above over the threads, *scale* the in-place scale. The *blank loop* is `tools/blank_loop.cpp`: the same bytes with the
+kernel's two streams and prefetch, and beside each line as many vector operations as the kernel has, which read nothing that was
+loaded and wait for nothing. It is what the machine lets overlap of the two, with no formula in the way. *With it* is the figure
+that a kernel of that time would have. What stops a figure is the first of arithmetic, scale and blank loop that by itself is too
+slow for it. Where none is, the arithmetic would have to hide the memory wholly and wait for nothing of its own: how little the
+needed time leaves above the longer of the two stands there.
 
-| figure | threads | wanted | measured | ours | arithmetic | scale | blank loop | with it | what stops it |
-|---|---|---|---|---|---|---|---|---|---|
+| figure | threads | wanted | measured | ours | needed | arithmetic | scale | blank loop | with it | what stops it |
+|---|---|---|---|---|---|---|---|---|---|---|
 """
     stopped = missed(found, resident)
     options.output.write_text(head + "\n".join(lines) + "\n" + tail + "\n".join(stopped) + "\n" + every_figure(found, stopped))
