@@ -75,8 +75,9 @@ mutation: setup  ## breaks the kernels one token at a time; writes docs/mutation
 fuzz: setup .venv/.fuzz  ## parsers, Python layer and kernels' tables, MINUTES=60 for each; found inputs go to build/fuzz/found
 	$(BIN)/python tools/fuzz.py --minutes $(MINUTES)
 
-bench: setup  ## speed of smoothing against its peers
+bench: setup  ## speed of smoothing against its peers: README's tables and picture, docs/kernel-limits.md
 	$(BIN)/python benchmarks/bench_smooth.py
+	$(BIN)/python tools/kernel_limits.py
 
 doctor: setup  ## what is installed, and what is missing
 	$(BIN)/sff-fast doctor

@@ -8,8 +8,8 @@ Contenders, interleaved in one process, medians of paired rounds:
 * second model: what the reference does, building a random model and interpolating parameter by parameter.
 
 In the same run the kernels are checked against the reference backend. Results are appended to
-``benchmarks/results/smooth.csv``, and ``docs/img/smooth-speed.png`` is drawn from the latest figure of every case there, so that
-the groups may be measured one at a time. About five minutes on two idle cores.
+``benchmarks/results/smooth.csv``; ``docs/img/smooth-speed.png`` is drawn and README's tables are made from the latest figure of
+every case there, so that the groups may be measured one at a time. About five minutes on two idle cores.
 
 Run from the repository root: ``python benchmarks/bench_smooth.py``, ``make bench`` or ``sff-fast bench``.
 """
@@ -27,11 +27,13 @@ from flat import alignment, flat, many, runs_here
 from mapped import mapped
 from models import FACTORIES
 from picture import draw
+from speed_doc import updated
 from timing import latest_rows, show, write_rows
 from whole import cold, memory, warm
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
-PICTURE = Path(__file__).resolve().parents[1] / "docs" / "img" / "smooth-speed.png"
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE, README = ROOT / "docs" / "img" / "smooth-speed.png", ROOT / "README.md"
 
 
 def cases(elements: int, runs: int, threads: int) -> Iterator[tuple[str, Callable[[], list]]]:
@@ -49,8 +51,7 @@ def cases(elements: int, runs: int, threads: int) -> Iterator[tuple[str, Callabl
     for label in ("uniform", "normal"):
         yield "alignment", lambda label=label: alignment(label, elements, runs, threads)
     yield "many", lambda: many(elements, runs, threads)
-    if threads > 1:
-        yield "busy", lambda: busy(elements, runs, threads)
+    yield "busy", lambda: busy(elements, runs, threads)
     for name in FACTORIES:
         yield "warm", lambda name=name: warm(name, runs, threads)
     yield "mapped", lambda: mapped("Timer-67M", max(3, runs // 2), threads)
@@ -59,7 +60,7 @@ def cases(elements: int, runs: int, threads: int) -> Iterator[tuple[str, Callabl
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the cases, print them, append them to the CSV file and draw the picture from that."""
+    """Run the cases, print them, append them to the CSV file, draw the picture and make README's tables from that."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--elements", type=float, default=1e8, help="elements of the flat cases (default 1e8)")
     parser.add_argument("--runs", type=int, default=5, help="counted rounds (default 5)")
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     groups = list(dict.fromkeys(group for group, _ in cases(1, 1, 1)))
     parser.add_argument("--only", nargs="+", choices=groups, default=groups, help="groups of cases (default all)")
     parser.add_argument("--picture", type=Path, default=PICTURE, help="where to draw (default docs/img/smooth-speed.png)")
+    parser.add_argument("--page", type=Path, default=README, help="the page whose tables are made anew (default README.md)")
     options = parser.parse_args(arguments)
     rows: list[dict[str, object]] = []
     for threads in options.threads:
@@ -83,7 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     missed = [r for r in rows if r["holds"] == "no"]
     print(f"{sum(r['holds'] == 'yes' for r in rows)} of the limits hold, {len(missed)} do not")
     draw(latest_rows("smooth"), options.picture)
-    print(f"drawn to {options.picture}")
+    options.page.write_text(updated(options.page.read_text(), latest_rows("smooth")))
+    print(f"drawn to {options.picture}, tables of {options.page}")
     return 0
 
 

@@ -21,6 +21,7 @@ import busy  # noqa: E402
 import flat  # noqa: E402
 import models  # noqa: E402
 import picture  # noqa: E402
+import speed_doc  # noqa: E402
 import timing  # noqa: E402
 import whole  # noqa: E402
 
@@ -115,6 +116,21 @@ def test_the_picture_is_drawn_from_rows(tmp_path):
     assert picture.bars(rows, "Timer-67M", "widest", 2) == {"ours": 2.0, "limit": 1.0, "torch": 1.0}
     picture.draw(rows, tmp_path / "docs" / "speed.png")
     assert (tmp_path / "docs" / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tables_of_the_readme_are_those_of_the_latest_figures():
+    page = (ROOT / "README.md").read_text()
+    assert speed_doc.updated(page, timing.latest_rows("smooth")) == page
+
+
+def test_a_figure_of_one_and_two_threads_is_a_cell_and_one_of_a_single_count_is_none():
+    rows = [
+        timing.row("constant float32", {"ours": [ns * 1e-9], "limit": [1e-9]}, "limit", 1, threads)
+        for threads, ns in ((1, 1.5), (2, 0.75))
+    ]
+    rows = [{key: str(value) for key, value in row.items()} for row in rows]
+    assert speed_doc.flat_table(rows)[2] == "| constant fp32 | 1.50 / 0.75 | 1.50 / 0.75 | |"
+    assert speed_doc.flat_table(rows[:1])[2] == "| constant fp32 | | | |"
 
 
 def test_the_command_offers_the_groups_of_the_benchmark_and_passes_options_on(monkeypatch):

@@ -104,14 +104,14 @@ def blank(monkeypatch):
     [
         (0.6, 0.65, "1.62", "the arithmetic; 1.08 times the blank loop"),
         (0.3, 0.6, "1.50", "the overlap of the two; 1.17 times the blank loop"),
-        (0.3, 0.45, "1.12", "the order of arithmetic and memory; 1.56 times the blank loop"),
-        (0.48, 0.45, "1.12", "waiting within the arithmetic; 1.56 times the blank loop"),
+        (0.3, 0.45, "1.12", "the order of arithmetic and memory, with 1.25 times the scale needed; 1.56 times the blank loop"),
+        (0.48, 0.45, "1.12", "waiting within the arithmetic, with 1.04 times the arithmetic needed; 1.56 times the blank loop"),
     ],
 )
 def test_a_figure_that_is_not_reached_is_shown_with_what_stops_it(blank, compute, blank_ns, with_it, why):
     blank["ns"] = blank_ns
     (line,) = kernel_limits.missed([_figure("<= 1.25", 0.7, "limit", 0.4)], {("uniform", "float32", "avx512"): (compute, 2.1)})
-    times = f"0.7 | {compute:.3f} | 0.400 | {blank_ns:.3f}"
+    times = f"0.7 | 0.5000 | {compute:.3f} | 0.400 | {blank_ns:.3f}"
     assert line == f"| uniform float32, widest, against limit | 1 | <= 1.25 | 9.9 | {times} | {with_it} | {why} |"
     assert blank["calls"] == [(2.1, 4, "avx512", 1)]
 
@@ -120,13 +120,50 @@ def test_a_ratio_to_a_peer_is_the_peers_time_over_the_longest_of_arithmetic_memo
     blank["ns"] = 0.25
     rows = [_figure("", 0.3, "limit", 0.2, 2), _figure(">= 16", 0.3, "torch", 3.0, 2)]
     (line,) = kernel_limits.missed(rows, {("uniform", "float32", "avx512"): (0.3, 2.1)})
-    assert "| 2 | >= 16 | 9.9 | 0.3 | 0.150 | 0.200 | 0.250 | 12.00 | the memory; 1.20 times the blank loop |" in line
+    assert "| 2 | >= 16 | 9.9 | 0.3 | 0.1875 | 0.150 | 0.200 | 0.250 | 12.00 | the memory; 1.20 times the blank loop |" in line
     assert kernel_limits.missed(rows[:1], {}) == []  # nothing was asked of it
 
 
+def test_every_figure_that_was_asked_for_is_listed_with_what_stops_it(blank):
+    blank["ns"] = 0.6
+    date = {"date": "2026-11-22 22:15", "of": "ours / peer"}
+    holds = {**_figure("<= 1.08", 0.3, "limit", 0.4), **date, "case": "constant float32", "holds": "yes", "ratio": "0.758"}
+    rows = [holds, {**_figure("<= 1.25", 0.7, "limit", 0.4), **date}, {**_figure("", 0.7, "torch", 3.0), **date}]
+    stopped = kernel_limits.missed(rows, {("uniform", "float32", "avx512"): (0.3, 2.1)})
+    lines = [line for line in kernel_limits.every_figure(rows, stopped).splitlines() if " against " in line]
+    assert lines == [
+        "| constant float32, widest, against limit | 1 | ours / peer | <= 1.08 | 0.758 | holds | 2026-11-22 22:15 |",
+        "| uniform float32, widest, against limit | 1 | ours / peer | <= 1.25 | 9.9 "
+        "| the overlap of the two; 1.17 times the blank loop | 2026-11-22 22:15 |",
+    ]
+    with pytest.raises(KeyError):  # a figure that is not reached and that nothing is said of
+        kernel_limits.every_figure(rows, [])
+
+
+CALLGRIND = """version: 1
+events: Ir
+fn=smooth
+12 5
+calls=1 30
+13 900
+14 2
+
+fn=draw_run<Avx2, float, 1, false>(float*)
+0x30 400
+31 500
+fn=smooth
+15 3
+totals: 910
+"""
+
+
+def test_instructions_of_a_function_are_its_own_without_those_of_what_it_calls():
+    assert kernel_limits.own_instructions(CALLGRIND) == {"smooth": 10, "draw_run<Avx2, float, 1, false>(float*)": 900}
+
+
 def test_many_tensors_are_shown_beside_their_kernels_alone(blank):
-    slow = {**_figure("<= 1.10", 0.2, "one tensor", 0.18, 2), "case": kernel_limits.MANY}
+    slow = {**_figure("<= 1.10", 0.2, "one tensor", 0.18, 2), "case": kernel_limits.MANY, "elements": "64250000"}
     alone = {**_figure("", 0.18, "one kernel", 0.18, 2), "case": kernel_limits.MANY, "ratio": "1.03"}
     (line,) = kernel_limits.missed([slow, alone], {})
-    assert line.endswith("before the first write: the kernels alone are at 1.03 |")
+    assert line.endswith("1.0 us a tensor with its kernel's start; the kernels alone are at 1.03 |")
     assert blank["calls"] == []

@@ -7,7 +7,8 @@ not reached, beside what the kernel could reach if arithmetic and memory overlap
 reaches (``tools/blank_loop.cpp``): the same bytes and as many vector operations that wait for nothing.
 
 Needs objdump and g++, and about a minute; run from the repository root on an idle machine, after the benchmark:
-``python tools/kernel_limits.py``.
+``python tools/kernel_limits.py``. Where valgrind is installed callgrind counts the instructions that the AVX2 path really takes
+an element (half a minute, on any machine); ``--callgrind`` prints these alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from flat import MANY  # noqa: E402
 from kernel_cases import DISTRIBUTIONS, forced_isa, tasks_for  # noqa: E402
+from models import Many  # noqa: E402
 from timing import latest_rows, machine  # noqa: E402
 
 from sff_fast import table  # noqa: E402
@@ -43,6 +46,8 @@ MAINLY = {"Timer-67M": ("uniform", "float32"), "Chronos-T5-base": ("normal", "fl
 ISAS = {"avx512bf16": ("Avx512", "avx512", 192, "zmm"), "avx2": ("Avx2", "avx2", 96, "ymm")}
 BLANK = ROOT / "tools" / "blank_loop.cpp"
 LINE = 64  # bytes
+COUNTER = ROOT / "tools" / "callgrind_count.py"
+COUNTED = 960_000  # elements of a task under callgrind
 CLOCK = """
 #include <chrono>
 #include <cstdio>
@@ -148,6 +153,52 @@ def resident_ns(label: str, dtype: torch.dtype, isa: str) -> float:
     return (best[1] - best[0]) / (lengths[1] - lengths[0])
 
 
+def callgrind_counts(elements: int = COUNTED) -> dict[tuple[str, str], float] | None:
+    """Instructions an element that the AVX2 path takes, by distribution and dtype; None where valgrind is not installed.
+
+    Callgrind counts what runs, the ends of runs and the calls included, where the object code shows the main loop alone.
+
+    Args:
+        elements: Elements of each task.
+    """
+    if shutil.which("valgrind") is None:
+        return None
+    cases = [(label, dtype) for dtype in TYPES.values() for label, kind in KINDS.items() if kind]
+    memory = [torch.zeros(elements, dtype=dtype) for _, dtype in cases]
+    records = [table.pack(tasks_for(x, DISTRIBUTIONS[label])) for (label, _), x in zip(cases, memory)]
+    with tempfile.TemporaryDirectory() as folder:
+        tables, output = Path(folder) / "tables.npy", Path(folder) / "out"
+        np.save(tables, np.stack(records))
+        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={output}", "--compress-strings=no", "--compress-pos=no"]
+        command += [sys.executable, str(COUNTER), cpu._cpu.__file__, str(tables)]
+        subprocess.run(command, capture_output=True, text=True, check=True)
+        own = own_instructions(output.read_text())
+    found = {}
+    for label, dtype in cases:
+        name = next(name for name, kind in TYPES.items() if kind == dtype)
+        shown = name if name == "float" else f"sff::avx2::{name}"
+        run = f"draw_run<sff::avx2::Avx2, {shown}, {KINDS[label]}, false>("
+        total = sum(count for function, count in own.items() if run in function)
+        found[label, str(dtype).removeprefix("torch.")] = total / elements
+    return found
+
+
+def own_instructions(output: str) -> dict[str, int]:
+    """Function to the instructions counted in itself, of what callgrind writes without compression."""
+    counts: dict[str, int] = {}
+    function, inclusive = "", False
+    for line in output.splitlines():
+        if line.startswith("fn="):
+            function = line[3:]
+        elif line.startswith("calls="):
+            inclusive = True  # the next line has the cost of what was called
+        elif line[:1].isdigit() or line[:2] == "0x":
+            if not inclusive:
+                counts[function] = counts.get(function, 0) + int(line.split()[-1])
+            inclusive = False
+    return counts
+
+
 def speed() -> dict[str, float]:
     """GHz from a chain of multiplications of three cycles each, and exclusive-ors a cycle on ymm and zmm registers."""
     with tempfile.TemporaryDirectory() as folder:
@@ -179,13 +230,16 @@ def blank_ns(operations: float, width: int, isa: str, threads: int) -> float:
 
 
 def rows(
-    here: dict[str, float], scale: dict[tuple[str, str], float]
+    here: dict[str, float],
+    scale: dict[tuple[str, str], float],
+    counted: dict[tuple[str, str], float],
 ) -> tuple[list[str], dict[tuple[str, str, str], tuple[float, float]]]:
     """The table's lines; nanoseconds in the cache and vector operations, an element, by distribution, dtype and instruction set.
 
     Args:
         here: From :func:`speed`.
         scale: Nanoseconds an element of the in-place scale on one thread, by distribution and dtype, where it was measured.
+        counted: From :func:`callgrind_counts`, empty where it was not.
     """
     functions, lines, resident = disassembled(), [], {}
     ghz = here["GHz"]
@@ -204,8 +258,9 @@ def rows(
                 resident[label, name, isa] = measured, loop.arithmetic / per
                 limit = scale.get((label, name))
                 least = f"{limit:.3f} | {max(1.0, measured / limit):.2f}" if limit else "not measured | "
+                ran = f"{counted[label, name]:.2f}" if isa == "avx2" and (label, name) in counted else ""
                 lines.append(
-                    f"| {label} | {name} | {isa} | {len(loop.body) / per:.2f} | {loop.arithmetic / per:.2f} "
+                    f"| {label} | {name} | {isa} | {len(loop.body) / per:.2f} | {ran} | {loop.arithmetic / per:.2f} "
                     f"| {loop.arithmetic / per / ports:.2f} | {f'{cycles / per:.2f}' if cycles else 'no llvm-mca'} "
                     f"| {measured * ghz:.2f} | {measured:.3f} | {least} |"
                 )
@@ -234,7 +289,9 @@ def missed(found: list[dict[str, str]], resident: dict[tuple[str, str, str], tup
             kernels = next(
                 (k["ratio"] for k in found if (k["case"], k["threads"], k["peer"]) == (MANY, r["threads"], "one kernel")), ""
             )
-            cells[-1] = f"Python's look at every tensor before the first write: the kernels alone are at {kernels}"
+            each = (float(r["ours_ns"]) - float(r["peer_ns"])) * int(r["elements"]) / Many.COUNT / 1000
+            cells[-1] = "Python's look at every tensor before the first write, after a kernel that has emptied the caches: "
+            cells[-1] += f"{each:.1f} us a tensor with its kernel's start; the kernels alone are at {kernels}"
         if (label, dtype, isa) in resident and limit is not None:
             alone, operations = resident[label, dtype, isa]
             key = operations, getattr(torch, dtype).itemsize, isa, threads
@@ -243,15 +300,49 @@ def missed(found: list[dict[str, str]], resident: dict[tuple[str, str, str], tup
             times = alone / threads, limit, blank[key]
             cells = [*(f"{ns:.3f}" for ns in times), *_reason(r, *times)]
         figure = f"{r['case']}, {r['isa']}, against {r['peer']}"
-        lines.append(f"| {figure} | {threads} | {r['must']} | {r['ratio']} | {r['ours_ns']} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {figure} | {threads} | {r['must']} | {r['ratio']} | {r['ours_ns']} | {needed_ns(r):.4f} | {' | '.join(cells)} |"
+        )
         print(lines[-1], flush=True)
     return lines
+
+
+EVERY = """
+## Every figure that was asked for
+
+The latest of each in `benchmarks/results/smooth.csv`. *Ours / peer* must be at most, *peer / ours* at least what is wanted.
+
+| figure | threads | ratio | wanted | measured | what stops it | date, UTC |
+|---|---|---|---|---|---|---|
+"""
+
+
+def every_figure(found: list[dict[str, str]], stopped: list[str]) -> str:
+    """The page's last part: a line for every figure that has a limit, whether it holds or not.
+
+    Args:
+        found: Rows of the benchmark.
+        stopped: From :func:`missed`.
+    """
+    reasons = {tuple(cells[1:3]): cells[-2] for line in stopped if (cells := [cell.strip() for cell in line.split("|")])}
+    lines = []
+    for r in (r for r in found if r["must"]):
+        figure = f"{r['case']}, {r['isa']}, against {r['peer']}"
+        why = "holds" if r["holds"] == "yes" else reasons[figure, r["threads"]]
+        lines.append(f"| {figure} | {r['threads']} | {r['of']} | {r['must']} | {r['ratio']} | {why} | {r['date']} |\n")
+    return EVERY + "".join(lines)
+
+
+def needed_ns(r: dict[str, str]) -> float:
+    """Nanoseconds an element of ours with which a figure would hold, its peer being as fast as it was."""
+    peer, wanted = float(r["peer_ns"]), float(r["must"].split()[1])
+    return wanted * peer if r["must"].startswith("<=") else peer / wanted
 
 
 def _reason(r: dict[str, str], arithmetic: float, limit: float, blank: float) -> tuple[str, str]:
     """What a figure would be with the blank loop's time, and what stops it."""
     upper, wanted = r["must"].startswith("<="), float(r["must"].split()[1])
-    ours, peer = float(r["ours_ns"]), float(r["peer_ns"])
+    ours, peer, needed = float(r["ours_ns"]), float(r["peer_ns"]), needed_ns(r)
 
     def figure(ns: float) -> float:
         return ns / peer if upper else peer / ns
@@ -266,7 +357,9 @@ def _reason(r: dict[str, str], arithmetic: float, limit: float, blank: float) ->
     elif not holds(blank):
         why = "the overlap of the two"
     else:
+        alone, name = max((arithmetic, "arithmetic"), (limit, "scale"))
         why = "waiting within the arithmetic" if arithmetic > blank else "the order of arithmetic and memory"
+        why += f", with {needed / alone:.2f} times the {name} needed"
     return f"{figure(blank):.2f}", f"{why}; {ours / blank:.2f} times the blank loop"
 
 
@@ -274,14 +367,22 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--output", type=Path, default=PAGE, help="where to write, default docs/kernel-limits.md")
+    parser.add_argument("--callgrind", action="store_true", help="only count the AVX2 path's instructions, and print them")
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.pop("SFF_FAST_ISA", None)
+    counted = callgrind_counts()
+    if options.callgrind:
+        if counted is None:
+            raise SystemExit("valgrind is absent: apt-get install -y --no-install-recommends valgrind")
+        for (label, dtype), count in counted.items():
+            print(f"{label} {dtype}: {count:.2f} instructions an element on AVX2")
+        return
     measured, here = speed(), machine()
     found = latest_rows("smooth")
     near = {(r["case"], r["threads"]): r for r in found if r["peer"] == "limit" and r["isa"] == "widest"}
     scale = {tuple(case.split()): float(r["peer_ns"]) for (case, threads), r in near.items() if threads == "1"}
-    lines, resident = rows(measured, scale)
+    lines, resident = rows(measured, scale, counted or {})
     one, two = (near["normal float32", threads]["ours_ns"] for threads in ("1", "2"))
     head = f"""# What bounds the CPU kernels
 
@@ -289,7 +390,8 @@ Written by `python tools/kernel_limits.py` on {here["date"]} UTC: {here["cpu"]} 
 {measured["zmm"]} exclusive-ors of 512 bits or {measured["ymm"]} of 256 a cycle (measured), one thread, torch {here["torch"]}.
 
 A kernel that computes longer than memory needs cannot reach the speed of an in-place scale, however it is written. The columns:
-instructions and vector arithmetic of the main loop an element, counted in the object code; cycles an element that the vector
+instructions and vector arithmetic of the main loop an element, counted in the object code; instructions that callgrind sees the
+whole AVX2 path take (`python tools/kernel_limits.py --callgrind`; valgrind knows no AVX-512); cycles an element that the vector
 ports need for the arithmetic alone; cycles by llvm-mca's model, which lets some 512-bit operations use a third port that the
 measurement above does not find; cycles and time measured in the second-level cache; the in-place scale of 10^8 elements in
 memory, from the benchmark; and the least ratio to it that one thread can reach.
@@ -297,23 +399,26 @@ memory, from the benchmark; and the least ratio to it that one thread can reach.
 Threads have vector ports of their own where they run on cores of their own: normal fp32, which is bound by them, takes {one} ns
 an element on one thread and {two} on two.
 
-| draw | dtype | ISA | instructions | vector | cycles, ports | cycles, model | cycles, measured | ns | scale, ns | least ratio |
-|---|---|---|---|---|---|---|---|---|---|---|
+| draw | dtype | ISA | instructions | callgrind | vector | cycles: ports | model | measured | ns | scale, ns | least ratio |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 """
     tail = f"""
 ## Figures that are not reached
 
 From `benchmarks/results/smooth.csv` ({found[-1]["date"]} UTC, `python benchmarks/bench_smooth.py`); all times are nanoseconds
-an element. *Arithmetic* is the time of the table above over the threads, *scale* the in-place scale. The *blank loop* is
-`tools/blank_loop.cpp`: the same bytes with the kernel's two streams and prefetch, and beside each line as many vector operations
-as the kernel has, which read nothing that was loaded and wait for nothing. It is what the machine lets overlap of the two, with
-no formula in the way. *With it* is the figure that a kernel of that time would have; what stops a figure is the first of
-arithmetic, scale and blank loop that by itself is too slow for it.
+an element. *Needed* is the time with which the figure would hold beside a peer as fast as it was. *Arithmetic* is the time of the
+table above over the threads, *scale* the in-place scale. The *blank loop* is `tools/blank_loop.cpp`: the same bytes with the
+kernel's two streams and prefetch, and beside each line as many vector operations as the kernel has, which read nothing that was
+loaded and wait for nothing. It is what the machine lets overlap of the two, with no formula in the way. *With it* is the figure
+that a kernel of that time would have. What stops a figure is the first of arithmetic, scale and blank loop that by itself is too
+slow for it. Where none is, the arithmetic would have to hide the memory wholly and wait for nothing of its own: how little the
+needed time leaves above the longer of the two stands there.
 
-| figure | threads | wanted | measured | ours | arithmetic | scale | blank loop | with it | what stops it |
-|---|---|---|---|---|---|---|---|---|---|
+| figure | threads | wanted | measured | ours | needed | arithmetic | scale | blank loop | with it | what stops it |
+|---|---|---|---|---|---|---|---|---|---|---|
 """
-    options.output.write_text(head + "\n".join(lines) + "\n" + tail + "\n".join(missed(found, resident)) + "\n")
+    stopped = missed(found, resident)
+    options.output.write_text(head + "\n".join(lines) + "\n" + tail + "\n".join(stopped) + "\n" + every_figure(found, stopped))
     print(f"written to {options.output}")
 
 

@@ -11,7 +11,7 @@ import click
 
 from sff_fast.cli.types import Integer
 
-GROUPS = ("flat", "avx2", "stochastic", "alignment", "many", "warm", "mapped", "cold", "memory")
+GROUPS = ("flat", "avx2", "stochastic", "alignment", "many", "busy", "warm", "mapped", "cold", "memory")
 
 
 @click.command(short_help="Speed of smoothing against its peers and the memory's limit.")
@@ -22,8 +22,8 @@ GROUPS = ("flat", "avx2", "stochastic", "alignment", "many", "warm", "mapped", "
 def bench(elements: int, runs: int, threads: int | None, only: tuple[str, ...]) -> int:
     """Measure smoothing on this machine: benchmarks/bench_smooth.py of the repository that this package runs from.
 
-    Prints every figure with its limit, appends it to benchmarks/results/smooth.csv and draws docs/img/smooth-speed.png from the
-    latest figures there. About five minutes on two idle cores.
+    Prints every figure with its limit, appends it to benchmarks/results/smooth.csv and draws docs/img/smooth-speed.png
+    and makes README's tables from the latest figures there. About five minutes on two idle cores.
     """
     script = find_script()
     command = [sys.executable, str(script), "--elements", str(elements), "--runs", str(runs)]
