@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +52,8 @@ def resolve_plan(model: nn.Module, plan: InitPlan | Callable[[], nn.Module] | No
     if callable(plan):
         return trace(plan)
     if plan is not None:
-        raise ArgumentError(f"plan must be an InitPlan, a constructor or None, got {type(plan).__name__}")
+        opened = ": open a saved plan by sff_fast.InitPlan.load(path)" if isinstance(plan, (str, os.PathLike)) else ""
+        raise ArgumentError(f"plan must be an InitPlan, a constructor or None, got {type(plan).__name__}{opened}")
     inner = unwrap(model)
     reference = _PLANNERS.get(inner)
     planner = reference() if reference is not None else None

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import sff_fast
 from sff_fast.adapters import Adapter
@@ -57,6 +58,16 @@ FAST = ("chronos-bolt", "moment", "timer", "ttm", "units")
 def case_of(variant: str) -> Case:
     """How a variant is tried out."""
     return CASES.get(variant, Case())
+
+
+def shaken(variant: str, seed: int = 0) -> Adapter:
+    """A tiny model that is off its initialisation everywhere, as a trained one is: constant draws hide differences."""
+    adapter = sff_fast.tiny(variant, seed)
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in adapter.model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+    return adapter
 
 
 def variants() -> dict[str, type[Adapter]]:

@@ -535,6 +535,9 @@ def test_another_suffix_and_an_unclear_folder_are_refused(published):
     empty = published / "empty"
     empty.mkdir()
     assert "holds no weights: expected timer.ckpt or model.safetensors" in refusal(empty)
+    assert "a run keeps its model" not in refusal(empty)
+    (empty / "model").mkdir()
+    assert refusal(empty).endswith(f"; a run keeps its model in '{empty}/model'")
 
 
 def test_a_corrupt_configuration_is_refused_with_its_line(published):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from family_cases import upstream
+from family_cases import shaken, upstream
 from safetensors.torch import load_file, save_file
 
 from sff_fast.adapters import load, tiny
@@ -20,16 +20,6 @@ pytest.importorskip("timesfm", reason="timesfm is not installed: make models-env
 pytestmark = pytest.mark.slow
 
 VARIANTS = ("timesfm-2.5", "timesfm-2.0", "timesfm-2.5-google", "timesfm-3-google")
-
-
-def shaken(variant, seed=0):
-    """A tiny model off its initialisation, as a trained one is."""
-    adapter = tiny(variant, seed)
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for parameter in adapter.model.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    return adapter
 
 
 def windows(context=96, horizon=128, channels=1, batch=3):

@@ -234,6 +234,17 @@ def test_forecast_standardises_with_the_train_part_of_a_split_where_asked(data, 
     assert seen[1].mean[0] != pytest.approx(np.mean(temperatures), rel=1e-6)
 
 
+@pytest.mark.parametrize(("split", "part"), [((), "the table"), (("--split", "0.5,0.25,0.25"), "the train part")])
+def test_forecast_leaves_out_a_constant_channel_where_asked_as_training_does(split, part, tmp_path, capsys):
+    command = ("forecast", *MODEL, "--data", with_constant(tmp_path), *LENGTHS, "--threads", "1", *split)
+    assert run(*command) == 2
+    assert re.search(f"column 'humid': constant in {part} .*--drop", capsys.readouterr().err)
+    assert run(*command, "--drop") == 0
+    streams = capsys.readouterr()
+    assert streams.out.startswith("date,temp\n")
+    assert f"the channel 'humid' is constant in {part} and was left out" in streams.err
+
+
 def test_forecast_replaces_a_file_only_when_asked(tmp_path, data, capsys):
     out = tmp_path / "forecast.csv"
     command = ("forecast", *MODEL, "--data", data, *LENGTHS, "--threads", "1", "--out", out)
@@ -385,7 +396,7 @@ BAD_DATA = {
     "a folder": (lambda tmp_path: tmp_path, r"is a folder"),
     "no numeric column": (without_numbers, r"bad\.csv.*no numeric column"),
     "NaN in the data": (with_nan, r"bad\.csv.*line 43.*'humid'"),
-    "constant channel": (with_constant, r"bad\.csv.*'humid'.*constant"),
+    "constant channel": (with_constant, r"bad\.csv.*'humid'.*constant in the train part"),
     "shorter than context and horizon": (too_short, r"bad\.csv.*100"),
     "escape codes in a name": (escape_codes, r"bad\.csv"),
 }

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from sff_fast.adapters import tiny
 from sff_fast.cli import main
@@ -23,12 +22,7 @@ DAYS = np.datetime64("2022-01-01") + np.arange(700)
 LOADS = {"7": np.sin(np.arange(700) / 9), "12": np.cos(np.arange(700) / 5)}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

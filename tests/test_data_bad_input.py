@@ -15,6 +15,7 @@ import pytest
 from sff_fast.data import ForecastData, Table, read_table, split_borders
 from sff_fast.errors import ArgumentError, DataError, SffFastError
 
+HALVES = [f"2020-10-25 {stamp}" for stamp in ("01:00", "01:30", "02:00", "02:30", "02:00", "02:30", "03:00", "03:30")]
 HOURS = [f"2020-01-{1 + h // 24:02d} {h % 24:02d}:00:00" for h in range(24 * 28)]
 
 
@@ -75,7 +76,10 @@ FILES: list[tuple[str, bytes, str]] = [
     ("bad.npy", b"\x93NUMPY", "cannot read the NumPy file"),
     ("empty.npy", b"", "cannot read the NumPy file"),
     ("duplicate.csv", rows(counted(), [*HOURS[:10], *HOURS[9:19]]), "line 12, column 'date': the time stamp 2020-01-01 09:00 occurs twice"),
-    ("unsorted.csv", rows(counted(), [*HOURS[:5], HOURS[6], HOURS[5], *HOURS[7:20]]), "line 8, column 'date': 2020-01-01 05:00 comes after 2020-01-01 06:00; sort"),
+    ("clocks.csv", rows(counted(), [*HOURS[:3], *HOURS[2:19]]), "line 5, .*02:00 occurs twice; .*; if clocks were set back there, write local times with their offset"),
+    ("clocks30.csv", rows(counted(8), HALVES), "line 6, .*02:00 comes after .*02:30; time stamps repeat.*; if clocks were set back there, write"),
+    ("days.csv", rows(counted(4), ["2020-01-01", "2020-01-02", "2020-01-02", "2020-01-03"]), r"line 4, .*occurs twice; .*\(id_column, --id-column\)$"),
+    ("unsorted.csv", rows(counted(), [*HOURS[:5], HOURS[6], HOURS[5], *HOURS[7:20]]), "line 8, column 'date': 2020-01-01 05:00 comes after 2020-01-01 06:00; sort the rows by time$"),
     ("backwards.csv", rows(counted(), HOURS[19::-1]), "column 'date': the rows run backwards in time; sort them"),
     ("gap.csv", rows(counted(), [*HOURS[:5], *HOURS[8:23]]), "line 7, column 'date': rows are missing between 2020-01-01 04:00 and 2020-01-01 08:00, 3 in all for a step of h"),
     ("irregular.csv", rows(counted(), [*HOURS[:5], "2020-01-01 05:17:00", *HOURS[6:20]]), "line 7, column 'date': the time stamps are irregular, .* 04:00 to 2020-01-01 05:17"),

@@ -72,8 +72,11 @@ def test_series_with_numbers_for_names_are_found_by_the_usual_column_names(tmp_p
     lines = [line.replace("north", "7").replace("south", "12") for line in rows_of(header="unique_id,ds,y")]
     assert read_table(write(tmp_path, lines)).columns == ["12", "7"]
     other = [line.replace("unique_id", "place") for line in lines]
-    with pytest.raises(DataError, match=r"occurs twice|comes after"):
-        read_table(write(tmp_path, other))  # nothing tells that these numbers are names
+    # Nothing tells that these numbers are names. Series by series, "sort the rows" alone would lead nowhere.
+    with pytest.raises(DataError, match=r"comes after 2024.*; time stamps repeat, so sorting alone does not help: .*--id-column"):
+        read_table(write(tmp_path, other))
+    with pytest.raises(DataError, match=r"occurs twice.*--id-column"):
+        read_table(write(tmp_path, [other[0], *sorted(other[1:], key=lambda line: line.split(",")[1])]))
     assert read_table(write(tmp_path, other), id_column="place").columns == ["12", "7"]
 
 
@@ -98,14 +101,17 @@ def test_a_repeated_row_of_a_series_is_named_and_with_drop_the_first_is_kept(tmp
     lines = rows_of()
     lines.insert(4, lines[3].replace(",4", ",99"))
     path = write(tmp_path, lines)
-    message = "line 5, column 'time': the time stamp 2024-01-01 02:00 of the series 'north' occurs twice, as do 0 more"
+    message = "line 5, column 'time': the time stamp 2024-01-01 02:00 of the series 'north' occurs twice; remove"
     with pytest.raises(DataError, match=message):
         read_table(path)
     table = read_table(path, drop=True)
     check(table)
-    assert "1 rows repeat a time stamp of their series and were left out, such as the time stamp 2024-01-01 02:00 " in " ".join(
+    assert "1 row repeats a time stamp of its series and was left out, such as the time stamp 2024-01-01 02:00 " in " ".join(
         table.notes
     )
+    lines.insert(5, lines[3].replace(",4", ",98"))
+    with pytest.raises(DataError, match=r"occurs twice, as do 1 more; remove"):
+        read_table(write(tmp_path, lines))
 
 
 def test_a_repeated_row_of_a_wide_table_is_named_and_with_drop_the_first_is_kept(tmp_path: Path) -> None:
@@ -117,7 +123,7 @@ def test_a_repeated_row_of_a_wide_table_is_named_and_with_drop_the_first_is_kept
     table = read_table(path, drop=True)
     np.testing.assert_array_equal(table.values[:, 0], [0, 1, 2, 3, 0, 1])
     assert table.frequency == "h"
-    assert table.notes == ("1 rows repeat a time stamp and were left out, the first in line 4 (2024-01-01 01:00)",)
+    assert table.notes == ("1 row repeats a time stamp and was left out, the first in line 4 (2024-01-01 01:00)",)
     # A later problem is told by its own line in the file.
     path.write_text(path.read_text().replace("05:00,1", "05:00,inf"))
     with pytest.raises(DataError, match="line 8"):
@@ -131,24 +137,24 @@ def test_a_gap_in_one_series_is_named_filled_or_left_out(tmp_path: Path) -> None
         read_table(path)
     filled = read_table(path, fill="interpolate")
     assert filled.values[2].tolist() == [4.0, 35.0]
-    assert "1 missing values in column 'south' were filled (interpolate), the longest run was 1" in filled.notes
+    assert "1 missing value in column 'south' was filled (interpolate), the longest run was 1" in filled.notes
     dropped = read_table(path, drop=True)
     assert len(dropped) == 5
-    assert "1 of 6 rows with missing values were left out" in dropped.notes
+    assert "1 of 6 rows has missing values and was left out" in dropped.notes
 
 
 def test_series_of_other_times_are_cut_to_what_all_have_and_short_ones_left_out_with_drop(tmp_path: Path) -> None:
     series = {**SERIES, "tiny": [1.0, 2, 3, 4, 5, 6]}
     skip = (("south", 0), *(("tiny", number) for number in range(2, 6)))
     path = write(tmp_path, rows_of(series, skip))
-    with pytest.raises(DataError, match="column 'south': the column begins with 1 missing values"):
+    with pytest.raises(DataError, match="column 'south': the column begins with 1 missing value,"):
         read_table(path, fill="ffill")
     table = read_table(path, drop=True)
     assert table.columns == ["north", "south"]
     np.testing.assert_array_equal(table.timestamps, HOURS[1:])
     notes = " | ".join(table.notes)
-    assert "1 series have rows for less than half of the 6 time steps and were left out: 'tiny' (2)" in notes
-    assert "1 of 6 rows with missing values were left out" in notes
+    assert "1 series has rows for less than half of the 6 time steps and was left out: 'tiny' (2)" in notes
+    assert "1 of 6 rows has missing values and was left out" in notes
 
 
 def test_series_that_have_nothing_in_common_leave_nothing_and_say_so(tmp_path: Path) -> None:
@@ -214,4 +220,4 @@ def test_a_constant_series_is_named_before_training_and_left_out_with_drop(tmp_p
         ForecastData(read_table(path), "0.6,0.2,0.2", 1, 1)
     data = ForecastData(read_table(path, drop=True), "0.6,0.2,0.2", 1, 1)
     assert data.columns == ["north", "south"]
-    assert "the channels 'flat' are constant in the train part and were left out" in data.describe()["notes"]
+    assert "the channel 'flat' is constant in the train part and was left out" in data.describe()["notes"]

@@ -283,14 +283,24 @@ def test_missing_rows_are_inserted_and_filled() -> None:
 def test_edges_cannot_be_filled_and_are_cut_off_with_drop() -> None:
     values = np.array([np.nan, 1.0, np.nan, 3.0, np.nan, np.nan])
     frame = dated(span("2020-01-01T00", 6, 1, "h"), values)
-    with pytest.raises(ValueError, match="the column begins with 3 missing values, which fill='interpolate' cannot fill"):
+    with pytest.raises(ValueError, match="the column begins with 1 missing value, which fill='interpolate' cannot fill"):
         read_table(frame, fill="interpolate")
-    with pytest.raises(ValueError, match="the column begins with 1 missing values, which fill='ffill' cannot fill"):
+    with pytest.raises(ValueError, match="the column begins with 1 missing value, which fill='ffill' cannot fill"):
         read_table(frame, fill="ffill")
+    with pytest.raises(ValueError, match="the column ends with 2 missing values, which fill='interpolate' cannot fill"):
+        read_table(dated(span("2020-01-01T00", 5, 1, "h"), values[1:]), fill="interpolate")
     table = read_table(frame, fill="interpolate", drop=True)
     np.testing.assert_array_equal(table.values[:, 0], [1, 2, 3])
     assert table.timestamps[0] == np.datetime64("2020-01-01T01")
-    assert "3 of 6 rows with missing values were left out" in table.notes
+    assert table.notes == (
+        "1 missing value in column 'x' was filled (interpolate), the longest run was 1",
+        "3 of 6 rows have missing values and were left out",
+    )
+
+
+def test_a_column_in_which_nothing_could_be_filled_is_not_said_to_be_filled() -> None:
+    frame = dated(span("2020-01-01T00", 4, 1, "h"), np.array([np.nan, 1.0, 2.0, 3.0]))
+    assert read_table(frame, fill="ffill", drop=True).notes == ("1 of 4 rows has missing values and was left out",)
 
 
 def test_drop_leaves_out_rows_text_and_empty_columns_and_says_so(tmp_path: Path) -> None:
@@ -302,10 +312,10 @@ def test_drop_leaves_out_rows_text_and_empty_columns_and_says_so(tmp_path: Path)
     assert table.columns == ["x", "z"]
     np.testing.assert_array_equal(table.values[:, 0], [0, 1, 2, 0, 8])
     assert table.notes == (
-        "the columns 'name' hold no numbers and were left out",
-        "the columns 'y' have no value and were left out",
-        "1 of 6 rows with missing values were left out",
-        "windows run across 1 gaps in time",
+        "the column 'name' holds no numbers and was left out",
+        "the column 'y' has no value and was left out",
+        "1 of 6 rows has missing values and was left out",
+        "windows run across 1 gap in time",
     )
 
 
@@ -338,13 +348,16 @@ def test_fill_and_drop_do_not_touch_a_table_without_gaps() -> None:
     assert table.notes == ()
 
 
-def test_drop_leaves_out_a_channel_that_is_constant_in_the_train_part() -> None:
+def test_drop_leaves_out_a_channel_that_is_constant_in_the_train_part_and_says_so(caplog) -> None:
     values = np.random.default_rng(0).normal(size=(100, 3))
     values[:70, 1] = 2.0
-    data = ForecastData(read_table(values, drop=True), "0.7,0.1,0.2", 8, 4)
+    with caplog.at_level(logging.WARNING, logger="sff_fast"):
+        data = ForecastData(read_table(values, drop=True), "0.7,0.1,0.2", 8, 4)
     assert data.columns == ["column_1", "column_3"]
     assert len(data.test) == 2 * 17
-    assert "the channels 'column_2' are constant in the train part and were left out" in data.describe()["notes"]
+    note = "the channel 'column_2' is constant in the train part and was left out"
+    assert note in data.describe()["notes"]
+    assert caplog.text.count(note) == 1
     values[:70] = 1.0
     with pytest.raises(ValueError, match="every channel is constant in the train part"):
         ForecastData(read_table(values, drop=True), "0.7,0.1,0.2", 8, 4)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
-import torch
 
 import sff_fast
 from sff_fast.cli import main
@@ -19,12 +18,7 @@ from sff_fast.demo.shipped import weather_path
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from family_cases import FAST, case_of, is_installed, marked, require, script_of, variants
+from family_cases import FAST, case_of, is_installed, marked, require, script_of, shaken, variants
 from safetensors import safe_open
 from upstream.common import read_result, write_request
 
@@ -35,12 +35,7 @@ LEARNED = 0.05
 """Share of the held-out loss that the steps take away at the least."""
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +66,6 @@ def assert_same_state(found, expected):
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name
         assert torch.equal(bits(found[name]), bits(tensor)), name
-
-
-def shaken(variant):
-    """A tiny model that is off its initialisation everywhere, as a trained one is: constant draws hide differences."""
-    adapter = sff_fast.tiny(variant)
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for parameter in adapter.model.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
-    return adapter
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import torch
 import training_fakes
 from killing import Moment, contents, differences
 from test_cli import LENGTHS, MODEL, QUICK, good_columns, write_csv
-from training_fakes import CONTEXT, HORIZON, FakeAdapter, StopAt, make_data
+from training_fakes import CONTEXT, HORIZON, FakeAdapter, StopAt
 
 from sff_fast import files, locks
 from sff_fast.adapters import tiny
@@ -33,13 +33,8 @@ from sff_fast.training.state import StateStore
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = {"epochs": 2, "batch_size": 25, "seed": 3}
-quick = training_fakes.quick
+quick, data = training_fakes.quick, training_fakes.data
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(scope="module")
-def data():
-    return make_data()
 
 
 @pytest.fixture(scope="module")

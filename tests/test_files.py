@@ -354,7 +354,7 @@ def test_every_file_of_a_folder_is_flushed_before_the_rename(tmp_path: Path, mon
 def test_an_existing_folder_or_file_is_not_replaced_unasked(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "f").write_text("old")
-    with pytest.raises(OutputError, match="exists already"), files.atomic_directory(tmp_path / "d"):
+    with pytest.raises(OutputError, match=r"exists already: .*\(overwrite=True\)"), files.atomic_directory(tmp_path / "d"):
         pass
     with pytest.raises(OutputError, match="it is a file"), files.atomic_directory(tmp_path / "f", replace=True):
         pass

@@ -15,7 +15,7 @@ from killing import differences
 from power import Cut, Disk
 from safetensors.torch import load_file, save_file
 from test_checkpoints import Mixed, pretrained, state
-from training_fakes import FakeAdapter, make_data
+from training_fakes import FakeAdapter
 
 import sff_fast
 from sff_fast.checkpoints import chunks, journal, overwrite
@@ -25,13 +25,8 @@ from sff_fast.training.state import StateStore
 
 loop = importlib.import_module("sff_fast.training.loop")
 OPTIONS = {"epochs": 2, "batch_size": 25, "seed": 3, "checkpoint_every": 4}
-quick = training_fakes.quick
+quick, data = training_fakes.quick, training_fakes.data
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(scope="module")
-def data():
-    return make_data()
 
 
 @pytest.fixture(scope="module")

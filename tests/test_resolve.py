@@ -124,6 +124,10 @@ def test_the_model_of_an_adapter_that_is_gone_falls_back_to_its_config():
 def test_anything_else_is_refused():
     with pytest.raises(ArgumentError, match="plan must be an InitPlan, a constructor or None, got int"):
         resolve_plan(nn.Linear(2, 2), 3)
+    with pytest.raises(ArgumentError, match=r"got str: open a saved plan by sff_fast.InitPlan.load\(path\)$"):
+        resolve_plan(nn.Linear(2, 2), "plan.json")
+    with pytest.raises(TypeError, match=r"got a model: pass what makes it, lambda: Linear\(…\)$"):
+        resolve_plan(nn.Linear(2, 2), nn.Linear(2, 2))
 
 
 def test_loading_a_plan_lists_every_difference():

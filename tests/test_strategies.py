@@ -15,7 +15,7 @@ import torch
 import training_fakes
 from safetensors.torch import load_file
 from torch import nn
-from training_fakes import FakeAdapter, StopAt, assert_same_run, make_data, newest_state, steady
+from training_fakes import FakeAdapter, StopAt, assert_same_run, newest_state, once_each, steady
 
 from sff_fast.backends.reference import philox
 from sff_fast.data import epoch_order
@@ -32,7 +32,7 @@ from sff_fast.training.strategies.lora import linear_layers
 from sff_fast.training.strategies.mixout import draw_mask, mix
 from sff_fast.training.strategies.noise import noise_
 
-quick = training_fakes.quick
+quick, data = training_fakes.quick, training_fakes.data
 pytestmark = pytest.mark.usefixtures("quick")
 
 PREPARING = ("noise", "shrink", "perturb")
@@ -42,11 +42,6 @@ needs_peft = pytest.mark.skipif(
 LORA = pytest.param("lora", marks=needs_peft)
 TRAINING = ("l2-sp", "l2-init", "mixout", "ema", LORA, "sam")
 ALPHA, SEED = 0.6, 5
-
-
-@pytest.fixture(scope="module")
-def data():
-    return make_data()
 
 
 def values(model):
@@ -327,15 +322,7 @@ OPTIONS = {**SHARED, "seed": 3}
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory):
     """Runs that nobody stopped, one for each strategy."""
-    runs = {}
-
-    def of(strategy):
-        if strategy not in runs:
-            out = tmp_path_factory.mktemp("whole") / strategy
-            runs[strategy] = out, finetune(FakeAdapter.tiny(), data, strategy, out=out, **OPTIONS)
-        return runs[strategy]
-
-    return of
+    return once_each(data, tmp_path_factory, OPTIONS)
 
 
 @pytest.mark.parametrize("strategy", [*PREPARING, *TRAINING])

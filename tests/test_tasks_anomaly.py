@@ -24,12 +24,7 @@ LENGTH, SEGMENT = 64, 16
 TRAIN_END, SPIKE = 200, (301, 309)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def table(rows: int = 407, channels: int = 1, spike: tuple[int, int] = SPIKE) -> Table:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from sff_fast.cli import main
 from sff_fast.cli import options as cli_options
@@ -19,12 +18,7 @@ from sff_fast.training.output import WRITTEN
 TIMER = ("--family", "timer", "--tiny", "--quiet")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

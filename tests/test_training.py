@@ -335,7 +335,8 @@ def test_a_divergence_in_the_first_epoch_leaves_the_weights_before_training(data
     adapter.on_loss = lambda batch: torch.tensor(float("nan"))
     FakeAdapter.tiny(seed=1).save(tmp_path / "model")
     (tmp_path / "run").mkdir()
-    (tmp_path / "model").rename(tmp_path / "run" / "model")  # left there by whatever was before
+    (tmp_path / "model").rename(tmp_path / "run" / "model")
+    (tmp_path / "run" / "log.jsonl").write_text("")  # both left there by a run that was being overwritten
     with pytest.warns(UserWarning, match="at step 1"):
         result = finetune(adapter, data, "lp-ff", epochs=2, out=tmp_path / "run")
     assert result.best_epoch == 0
@@ -489,6 +490,33 @@ def test_an_output_folder_in_use_is_refused_and_overwritten_only_on_request(data
     assert json.loads((out / "metrics.json").read_text())["runs"][0]["strategy"] == "lp"
     assert (out / "notes.txt").exists()
     assert not (out / "report.html").exists()
+
+
+@pytest.mark.parametrize("no_data", ["ETTh1.csv", make_table()], ids=["path", "table"])
+def test_a_file_or_table_in_the_place_of_its_windows_is_refused_by_name(no_data):
+    message = f"data must be a ForecastData, ImputationData or AnomalyData, got {type(no_data).__name__}: make one of"
+    for call in (finetune, lambda adapter, data: evaluate(adapter, data)):
+        with pytest.raises(ArgumentError, match=message):
+            call(FakeAdapter.tiny(), no_data)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("mine", ["model/weights.bin", "runs/first/metrics.json", "landscape/hills.png"])
+def test_folders_that_no_run_has_written_are_not_replaced(data, tmp_path, mine, overwrite):
+    (tmp_path / mine).parent.mkdir(parents=True)
+    (tmp_path / mine).write_text("mine")
+    with pytest.raises(OutputError, match=f"no run has written '{tmp_path}/{mine.split('/')[0]}', which a run replaces; choose"):
+        finetune(FakeAdapter.tiny(), data, "ff", epochs=1, out=tmp_path, overwrite=overwrite)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+
+
+def test_other_runs_in_the_folder_of_a_run_are_not_overwritten_with_it(data, tmp_path):
+    for out in (tmp_path, tmp_path / "runs" / "second"):
+        finetune(FakeAdapter.tiny(), data, "ff", epochs=1, out=out)
+    with pytest.raises(OutputError, match=r"no run has written '.*/runs'"):
+        finetune(FakeAdapter.tiny(), data, "lp", epochs=1, out=tmp_path, overwrite=True)
+    assert (tmp_path / "runs" / "second" / "metrics.json").exists()
+    assert json.loads((tmp_path / "metrics.json").read_text())["runs"][0]["strategy"] == "ff"
 
 
 def test_a_pattern_without_a_match_leaves_the_run_that_was_to_be_overwritten(data, tmp_path):

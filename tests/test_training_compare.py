@@ -13,7 +13,7 @@ import pytest
 import torch
 import training_fakes
 from safetensors.torch import load_file
-from training_fakes import FakeAdapter, StopAt, make_data, read_log, steady
+from training_fakes import FakeAdapter, StopAt, read_log, steady
 
 from sff_fast.errors import ArgumentError, CheckpointError, OutputError
 from sff_fast.files import sha256
@@ -24,13 +24,8 @@ compare_module = importlib.import_module("sff_fast.training.compare")
 OPTIONS = {"epochs": 2, "batch_size": 32}
 
 
-quick = training_fakes.quick
+quick, data = training_fakes.quick, training_fakes.data
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(scope="module")
-def data():
-    return make_data()
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from training_fakes import (
     assert_same_run,
     make_data,
     newest_state,
+    once_each,
     read_log,
     steady,
     tune_tiny_timer,
@@ -41,13 +42,8 @@ state_module = importlib.import_module("sff_fast.training.state")
 OPTIONS = {"epochs": 4, "batch_size": 25, "seed": 3, "patience": None}
 
 
-quick = training_fakes.quick
+quick, data = training_fakes.quick, training_fakes.data
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(scope="module")
-def data():
-    return make_data()
 
 
 def stopped(data, out, stage="train", count=8, number=signal.SIGTERM, strategy="ff", adapter=None, **options):
@@ -70,15 +66,7 @@ def stopped(data, out, stage="train", count=8, number=signal.SIGTERM, strategy="
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory):
     """Runs that nobody stopped, one for each strategy: folder and result."""
-    runs = {}
-
-    def of(strategy):
-        if strategy not in runs:
-            out = tmp_path_factory.mktemp("whole") / strategy
-            runs[strategy] = out, finetune(FakeAdapter.tiny(), data, strategy, out=out, **OPTIONS)
-        return runs[strategy]
-
-    return of
+    return once_each(data, tmp_path_factory, OPTIONS)
 
 
 # Each evaluation is one batch. The first validation and the first test are the zero-shot model's; sff and tfs validate

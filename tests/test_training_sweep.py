@@ -31,13 +31,8 @@ evaluate_module = importlib.import_module("sff_fast.training.evaluate")
 OPTIONS = {"epochs": 2, "batch_size": 32}
 ALPHAS, SEEDS = (0.3, 0.7, 0.9), (0, 1)
 
-quick = training_fakes.quick
+quick, data = training_fakes.quick, training_fakes.data
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(scope="module")
-def data():
-    return make_data()
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +144,7 @@ def test_a_smoothed_model_that_is_shipped_says_so(data, tmp_path):
 
 def test_the_pristine_model_is_shipped_where_nothing_beats_it(data, tmp_path):
     result = sweep(FakeAdapter.tiny, data, (0.5,), (0,), tmp_path / "out", baselines=(), lr=1e-9, **OPTIONS)
-    assert "Ship none of the tuned models" in result.verdict
+    assert "Ship the zero-shot model: " in result.verdict
     assert result.runs[0].model_dir is None
     pristine = evaluate(FakeAdapter.load(tmp_path / "out" / "model"), data, "val")["mse"]
     assert pristine == result.zero_shot["val_mse"]

@@ -39,12 +39,12 @@ def test_the_lowest_validation_error_is_shipped_although_another_tests_better():
     )
 
 
-def test_none_of_the_tuned_models_is_shipped_when_zero_shot_validates_better():
+def test_the_zero_shot_model_is_shipped_when_zero_shot_validates_better():
     runs = [entry("ff", 0.6, 0.2), entry("lp", 0.55, 0.1)]
     assert not choose(ZERO, runs).ship
     text = verdict(ZERO, runs)
     assert text.startswith(
-        "Ship none of the tuned models: zero-shot has the lowest validation MSE (0.5000; the best tuned one is lp with 0.5500)"
+        "Ship the zero-shot model: it has the lowest validation MSE (0.5000; the best tuned one is lp with 0.5500)"
     )
     assert "an MSE of 0.1000 against zero-shot's 0.4000; lp is 50.0 % better than ff; lp is 75.0 % better than zero-shot" in text
 
@@ -58,7 +58,7 @@ def test_seeds_and_windows_make_a_sentence_with_intervals():
     windows = [flat_windows(run["test_mse"] * shape) for run in runs]
     metrics = build_metrics({}, ZERO, runs, windows, flat_windows(0.4 * shape))
     assert metrics["verdict"] == (
-        "Ship none of the tuned models: zero-shot has the lowest validation MSE (0.5000; the best tuned one is sff (alpha 0.9) "
+        "Ship the zero-shot model: it has the lowest validation MSE (0.5000; the best tuned one is sff (alpha 0.9) "
         "with mean 0.5400). On the test part sff (alpha 0.9) has a mean MSE of 0.4201 against zero-shot's 0.4000; "
         "sff (alpha 0.9) lowers the test MSE by 4.5 % [4.5, 4.6] over ff; both are worse than zero-shot, by 5.0 % [4.9, 5.1] and "
         "10.0 % [9.9, 10.2]. The 95 % intervals are over 5 seeds and 8 blocks of windows, corrected for 3 comparisons."
@@ -135,7 +135,7 @@ def test_every_outcome_has_its_sentence(intervals, words, zero_shot_wins):
     zero_shot = {**ZERO, "val_mse": 0.4 if zero_shot_wins else 0.5}
     text = verdict(zero_shot, runs, [told(*side, *interval) for side, interval in zip(SIDES, intervals)])
     first = (
-        "Ship none of the tuned models: zero-shot has the lowest validation MSE (0.4000; the best tuned one is sff (alpha 0.9) "
+        "Ship the zero-shot model: it has the lowest validation MSE (0.4000; the best tuned one is sff (alpha 0.9) "
         "with mean 0.4400)."
         if zero_shot_wins
         else "Ship sff (alpha 0.9), seed 0: it has the lowest mean validation MSE (0.4400, zero-shot 0.5000)."
@@ -213,7 +213,9 @@ def test_seed_noise_is_stated_with_its_interval(tests, words):
 def test_a_strategy_with_a_diverged_run_is_not_chosen():
     runs = [entry("ff", 0.1, 0.1, seed=0), entry("ff", None, None, seed=1), entry("lp", 0.45, 0.3)]
     assert choose(ZERO, runs).best is runs[2]
-    assert verdict(ZERO, runs[:2]) == "Ship none of the tuned models: none of them reached a finite validation MSE."
+    assert verdict(ZERO, runs[:2]) == "Ship the zero-shot model: no tuned one reached a finite validation MSE."
+    lost = {**ZERO, "val_mse": None}
+    assert verdict(lost, runs[:2]) == "Ship no model: none reached a finite validation MSE, zero-shot neither."
 
 
 def test_a_chosen_model_whose_test_error_is_not_finite_is_said_to_have_none():

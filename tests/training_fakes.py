@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,25 @@ def make_table(rows: int = 120, seed: int = 0) -> Table:
 
 def make_data(rows: int = 120, seed: int = 0, **options: Any) -> ForecastData:
     return ForecastData(make_table(rows, seed), "0.6,0.2,0.2", CONTEXT, HORIZON, **options)
+
+
+@pytest.fixture(scope="module")
+def data() -> ForecastData:
+    """:func:`make_data`, once a module."""
+    return make_data()
+
+
+def once_each(data: ForecastData, folders: pytest.TempPathFactory, options: dict[str, Any]) -> Callable[[str], Any]:
+    """A function from a strategy to the folder and the result of its run, which is done when it is first asked for."""
+    runs: dict[str, Any] = {}
+
+    def of(strategy: str) -> Any:
+        if strategy not in runs:
+            out = folders.mktemp("whole") / strategy
+            runs[strategy] = out, finetune(FakeAdapter.tiny(), data, strategy, out=out, **options)
+        return runs[strategy]
+
+    return of
 
 
 class StopAt:

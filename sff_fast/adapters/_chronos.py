@@ -76,9 +76,7 @@ class ChronosAdapter(Adapter):
         require("chronos", cls.extra, cls.package)
         model = huggingface.construct(partial(cls._make, config), folder / huggingface.CONFIG, cls.variant, cls.extra)
         cls._check(model, folder / huggingface.CONFIG)
-        state, weights = huggingface.read_state(folder)
-        huggingface.load_state(model, state, weights, cls.variant)
-        huggingface.load_generation(model, folder, cls.extra)
+        huggingface.load_all(model, folder, cls.variant, cls.extra)
         # Buffers too, as in the package, which makes them in the dtype of the model.
         model.to(next(model.parameters()).dtype if dtype is None else dtype)
         return cls(model.eval(), folder, partial(cls.load, folder, dropout=dropout, dtype=dtype))

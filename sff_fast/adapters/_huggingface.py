@@ -172,6 +172,17 @@ def load_generation(model: Any, folder: Path, extra: str) -> None:
     model.generation_config = construct(partial(make, read_config(path)), path, "settings of generation", extra)
 
 
+def load_all(model: Any, folder: Path, variant: str, extra: str) -> None:
+    """Give a model that :func:`construct` made its tensors, and the settings of generation where there are some.
+
+    Raises:
+        CheckpointError: As :func:`read_state`, :func:`load_state` and :func:`load_generation` do.
+    """
+    state, weights = read_state(folder)
+    load_state(model, state, weights, variant)
+    load_generation(model, folder, extra)
+
+
 def write(model: Any, folder: Path, architecture: str, rename: Callable[[str], str] = str) -> None:
     """Write what ``save_pretrained`` writes: ``config.json``, ``model.safetensors``, for generators their settings.
 

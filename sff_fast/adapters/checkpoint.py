@@ -105,9 +105,10 @@ def weight_file(folder: Path, preferred: tuple[str, ...]) -> Path:
     """
     found = weight_files(folder, preferred)
     if not found:
+        model = folder / "model"
         raise CheckpointError(
             f"the folder {str(folder)!r} holds no weights: expected {' or '.join(preferred)}, or one file that ends in "
-            f"{', '.join(WEIGHT_SUFFIXES)}"
+            f"{', '.join(WEIGHT_SUFFIXES)}{f'; a run keeps its model in {str(model)!r}' if model.is_dir() else ''}"
         )
     if len(found) > 1:
         names = ", ".join(path.name for path in found)

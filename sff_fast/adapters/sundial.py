@@ -86,9 +86,7 @@ class SundialAdapter(Adapter):
         _classes()
         # Constructed here and given its tensors afterwards: from_pretrained leaves the rotary buffers uninitialised.
         model = huggingface.construct(partial(_make, config), folder / huggingface.CONFIG, cls.variant, cls.extra)
-        state, weights = huggingface.read_state(folder)
-        huggingface.load_state(model, state, weights, cls.variant)
-        huggingface.load_generation(model, folder, cls.extra)
+        huggingface.load_all(model, folder, cls.variant, cls.extra)
         return cls(model.to(dtype).eval(), folder, partial(cls.load, folder, dropout=dropout, dtype=dtype))
 
     @classmethod

@@ -119,19 +119,29 @@ class ForecastData:
         )
 
 
-def without_constants(table: Table, border: tuple[int, int]) -> Table:
-    """Refuse channels that are constant in the train part, or leave them out where the table was read with ``drop``."""
+def without_constants(table: Table, border: tuple[int, int], part: str = "the train part") -> Table:
+    """Refuse channels that are constant where they are standardised, or leave them out where the table was read with ``drop``.
+
+    Args:
+        table: The table.
+        border: First row and the row after the last of those that standardise the channels.
+        part: What messages call these rows.
+
+    Raises:
+        DataError: A channel is constant there, and the table was not read with ``drop``, or all of them are.
+    """
     train = table.values[slice(*border)]
     constant = validate.constant_columns(train)
     if not len(constant):
         return table
     if not table.drop:
-        validate.check_not_constant(train, table.columns, table.source)
+        validate.check_not_constant(train, table.columns, table.source, part)
     keep = [i for i in range(len(table.columns)) if i not in set(constant.tolist())]
     if not keep:
-        raise DataError(f"{table.source!r}: every channel is constant in the train part, so there is nothing to learn")
+        raise DataError(f"{table.source!r}: every channel is constant in {part}, so there is nothing to learn")
     names = ", ".join(repr(table.columns[i]) for i in constant)
-    return table.select(keep, f"the channels {names} are constant in the train part and were left out")
+    what = f"the channel {names} is" if len(constant) == 1 else f"the channels {names} are"
+    return table.select(keep, f"{what} constant in {part} and {validate.were(len(constant))} left out")
 
 
 def standardised(table: Table, scaler: Scaler) -> np.ndarray:

@@ -85,14 +85,17 @@ def widen(
     if (counts > 1).any():
         kept = np.zeros(len(cell), dtype=bool)
         kept[first] = True
+        left = int((~kept).sum())
         row = int(np.flatnonzero(~kept)[0])
         what = f"the time stamp {validate.show_time(stamps[row])} of the series {ids[series[row]]!r}"
         if not drop:
+            others = f", as do {left - 1} more" if left > 1 else ""
             raise DataError(
-                f"{raw.source!r}, {raw.place(row)}, column {date_column!r}: {what} occurs twice, as do {int((~kept).sum()) - 1} "
-                "more; remove one of the rows, or keep the first of each (drop=True, --drop)"
+                f"{raw.source!r}, {raw.place(row)}, column {date_column!r}: {what} occurs twice{others}; "
+                "remove one of the rows, or keep the first of each (drop=True, --drop)"
             )
-        raw.notes.append(f"{int((~kept).sum())} rows repeat a time stamp of their series and were left out, such as {what}")
+        repeat = "row repeats" if left == 1 else "rows repeat"
+        raw.notes.append(f"{left} {repeat} a time stamp of its series and {validate.were(left)} left out, such as {what}")
         series, step, values = series[kept], step[kept], values[kept]
     wide = np.full((len(grid), len(ids), len(names)), np.nan)
     wide[step, series] = values
@@ -104,7 +107,8 @@ def widen(
         told = ", ".join(f"{ids[index]!r} ({rows[index]})" for index in short[:8])
         more = f" and {len(short) - 8} more" if len(short) > 8 else ""
         raw.notes.append(
-            f"{len(short)} series have rows for less than half of the {len(grid)} time steps and were left out: {told}{more}"
+            f"{len(short)} series {'has' if len(short) == 1 else 'have'} rows for less than half of the {len(grid)} time steps "
+            f"and {validate.were(len(short))} left out: {told}{more}"
         )
         keep = np.setdiff1d(np.arange(len(ids)), short)
         if not len(keep):

@@ -72,7 +72,8 @@ class Table:
         return len(self.values)
 
     def select(self, indices: Sequence[int], note: str) -> Table:
-        """The same table with some of its channels."""
+        """The same table with some of its channels; ``note`` says why, and is logged as reading's own notes are."""
+        _LOGGER.warning("%r: %s", self.source, note)
         return replace(
             self,
             values=self.values[:, indices],
@@ -168,14 +169,19 @@ def read_table(
         if stamps is not None and frequency is not None:
             values, stamps, added = insert_missing_rows(values, stamps, frequency, raw.source)
             if added:
-                notes.append(f"{added} missing rows were inserted for a step of {frequency}")
+                notes.append(
+                    f"{validate.counted(added, 'missing row')} {validate.were(added)} inserted for a step of {frequency}"
+                )
                 place = _by_time(stamps)
         before = np.isnan(values)
         values = fill_values(values, fill)
         for index in np.flatnonzero(before.any(axis=0)):
             done = before[:, index] & ~np.isnan(values[:, index])
+            if not done.any():
+                continue
+            count = int(done.sum())
             notes.append(
-                f"{int(done.sum())} missing values in column {names[index]!r} were filled ({fill}), "
+                f"{validate.counted(count, 'missing value')} in column {names[index]!r} {validate.were(count)} filled ({fill}), "
                 f"the longest run was {longest_run(done)}"
             )
         if not drop:
@@ -187,13 +193,16 @@ def read_table(
         if not keep.any():
             raise DataError(f"{raw.source!r}: every row has a missing value, so none is left; fill the gaps instead (--fill)")
         if not keep.all():
-            notes.append(f"{int((~keep).sum())} of {len(keep)} rows with missing values were left out")
+            left = int((~keep).sum())
+            notes.append(
+                f"{left} of {len(keep)} rows {'has' if left == 1 else 'have'} missing values and {validate.were(left)} left out"
+            )
             values, stamps = values[keep], None if stamps is None else stamps[keep]
         if stamps is not None and frequency is not None:
             positions = frequency.positions(stamps)
             gaps = 0 if positions is None else int((np.diff(positions) > 1).sum())
             if gaps:
-                notes.append(f"windows run across {gaps} gaps in time")
+                notes.append(f"windows run across {validate.counted(gaps, 'gap')} in time")
     for note in notes:
         _LOGGER.warning("%r: %s", raw.source, note)
     return Table(values, names, stamps, None if frequency is None else str(frequency), raw.source, drop, tuple(notes))
@@ -312,7 +321,8 @@ def _channels(raw: RawTable, exclude: list[str], wanted: list[str] | None, drop:
                 f"{'dates' if column.dtype.kind == 'M' else 'text'} ({str(column[row])[:40]!r}); "
                 "remove the column, or leave it out (drop=True, --drop)"
             )
-        raw.notes.append(f"the columns {_listed(text)} hold no numbers and were left out")
+        holds = "holds" if len(text) == 1 else "hold"
+        raw.notes.append(f"{_columns(text)} {holds} no numbers and {validate.were(len(text))} left out")
     return names, np.stack(columns, axis=1)
 
 
@@ -343,7 +353,8 @@ def _drop_empty(names: list[str], values: np.ndarray, notes: list[str], source: 
         return names, values
     if empty.all():
         raise DataError(f"{source!r}: all values of all columns are missing; check that this is the right file")
-    notes.append(f"the columns {_listed([names[i] for i in np.flatnonzero(empty)])} have no value and were left out")
+    gone = [names[i] for i in np.flatnonzero(empty)]
+    notes.append(f"{_columns(gone)} {'has' if len(gone) == 1 else 'have'} no value and {validate.were(len(gone))} left out")
     return [names[i] for i in np.flatnonzero(~empty)], values[:, ~empty]
 
 
@@ -364,8 +375,10 @@ def _without_repeated(stamps: np.ndarray, values: np.ndarray, raw: RawTable) -> 
     if len(kept) == len(stamps):
         return stamps, values, raw.place
     row = int(np.setdiff1d(np.arange(len(stamps)), kept)[0])
+    left = len(stamps) - len(kept)
+    repeat = "row repeats" if left == 1 else "rows repeat"
     raw.notes.append(
-        f"{len(stamps) - len(kept)} rows repeat a time stamp and were left out, the first in {raw.place(row)} "
+        f"{left} {repeat} a time stamp and {validate.were(left)} left out, the first in {raw.place(row)} "
         f"({validate.show_time(stamps[row])})"
     )
     return stamps[kept], values[kept], lambda number: raw.place(int(kept[number]))
@@ -373,6 +386,10 @@ def _without_repeated(stamps: np.ndarray, values: np.ndarray, raw: RawTable) -> 
 
 def _by_time(stamps: np.ndarray) -> validate.Place:
     return lambda row: f"time {validate.show_time(stamps[row])}"
+
+
+def _columns(names: Sequence[str]) -> str:
+    return f"the column{'' if len(names) == 1 else 's'} {_listed(names)}"
 
 
 def _listed(names: Sequence[str]) -> str:

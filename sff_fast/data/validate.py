@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 Place = Callable[[int], str]
 
+_HOUR = 3_600_000_000
+"""Microseconds."""
+_CLOCKS = "; if clocks were set back there, write local times with their offset from UTC, such as +01:00"
+
 
 def check_finite(values: np.ndarray, columns: Sequence[str], source: str, place: Place) -> None:
     """Refuse infinite values and values whose squares overflow float64."""
@@ -65,10 +69,11 @@ def check_filled(values: np.ndarray, columns: Sequence[str], source: str, place:
     if missing[:, index].all():
         check_no_missing(values, columns, source, place)
     first = int(np.flatnonzero(missing[:, index])[0])
-    edge = "begins" if first == 0 else "ends"
+    there = np.flatnonzero(~missing[:, index])
+    edge, rows = ("begins", int(there[0])) if first == 0 else ("ends", len(values) - 1 - int(there[-1]))
     raise DataError(
-        f"{source!r}, {place(first)}, column {columns[index]!r}: the column {edge} with {missing[:, index].sum()} "
-        f"missing values, which fill={fill!r} cannot fill; cut these rows off (drop=True, --drop, does it)"
+        f"{source!r}, {place(first)}, column {columns[index]!r}: the column {edge} with {counted(rows, 'missing value')}, "
+        f"which fill={fill!r} cannot fill; cut these rows off (drop=True, --drop, does it)"
     )
 
 
@@ -93,17 +98,29 @@ def check_increasing(timestamps: np.ndarray, column: str, source: str, place: Pl
         return
     row = int(bad[0]) + 1
     stamp = show_time(timestamps[row])
+    clocks = _CLOCKS if _set_back_an_hour(steps) else ""
     if steps[row - 1] == 0:
         repeated = int((steps == 0).sum())
         raise DataError(
             f"{source!r}, {place(row)}, column {column!r}: the time stamp {stamp} occurs twice"
             f"{_and_more(repeated)}; remove one of the rows, keep the first of each (drop=True, --drop), or name the column that "
-            "tells the series of a long table (id_column, --id-column)"
+            f"tells the series of a long table (id_column, --id-column){clocks}"
+        )
+    advice = "sort the rows by time"
+    if len(np.unique(timestamps)) < len(timestamps):
+        advice = (
+            "time stamps repeat, so sorting alone does not help: name the column that tells the series of a long table "
+            f"(id_column, --id-column){clocks}"
         )
     raise DataError(
-        f"{source!r}, {place(row)}, column {column!r}: {stamp} comes after {show_time(timestamps[row - 1])}; "
-        "sort the rows by time"
+        f"{source!r}, {place(row)}, column {column!r}: {stamp} comes after {show_time(timestamps[row - 1])}; {advice}"
     )
+
+
+def _set_back_an_hour(steps: np.ndarray) -> bool:
+    """Whether every step that is not forward is one of the usual length, taken from a clock that was set back by an hour."""
+    usual = np.median(steps[steps > 0]) if (steps > 0).any() else 0
+    return bool((steps[steps <= 0] == usual - _HOUR).all())
 
 
 def check_regular(
@@ -142,13 +159,13 @@ def constant_columns(train: np.ndarray) -> np.ndarray:
     return np.flatnonzero(train.max(axis=0) == train.min(axis=0))
 
 
-def check_not_constant(train: np.ndarray, columns: Sequence[str], source: str) -> None:
-    """Refuse a channel that is constant in the train part, since it cannot be standardised."""
+def check_not_constant(train: np.ndarray, columns: Sequence[str], source: str, part: str) -> None:
+    """Refuse a channel that is constant in the rows that standardise it; ``part`` is what messages call them."""
     constant = constant_columns(train)
     if len(constant):
         index = int(constant[0])
         raise DataError(
-            f"{source!r}, column {columns[index]!r}: constant in the train part (always {train[0, index]:g} in "
+            f"{source!r}, column {columns[index]!r}: constant in {part} (always {train[0, index]:g} in "
             f"{len(train)} rows){_and_more(len(constant), 'column')}; leave it out (drop=True, --drop)"
         )
 
@@ -188,6 +205,16 @@ def show_time(stamp: np.datetime64) -> str:
     """A time stamp without the digits that say nothing."""
     text = str(stamp.astype("datetime64[us]")).replace("T", " ")
     return text.removesuffix(".000000").removesuffix(":00") if text.endswith(":00.000000") else text.removesuffix(".000000")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts, such as ``1 row`` or ``2 rows``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def were(number: int) -> str:
+    """``was`` for one thing, ``were`` for others."""
+    return "was" if number == 1 else "were"
 
 
 def _and_more(count: int, noun: str = "value") -> str:

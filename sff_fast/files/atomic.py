@@ -84,7 +84,7 @@ def atomic_directory(path: str | os.PathLike[str], replace: bool = False) -> Ite
     if target.exists() and not target.is_dir():
         raise OutputError(f"cannot write the folder {str(target)!r}: it is a file; choose another name")
     if target.exists() and not replace:
-        raise OutputError(f"the folder {str(target)!r} exists already: choose another one, or allow replacing it")
+        raise OutputError(f"the folder {str(target)!r} exists already: choose another one, or replace it (overwrite=True)")
     with converted(target):
         temporary, fd = temporaries.create(target, directory=True)
     try:

@@ -41,7 +41,8 @@ def table_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
         mean, low, high = (point[key] for key in ("val_mse_mean", "ci_low", "ci_high"))
         note = "chosen" if point["chosen"] else ""
         if point["left_out_after"] is not None:
-            note = f"left out after {len(point['seeds'])} seeds"
+            seeds = len(point["seeds"])
+            note = f"left out after {seeds} seed{'' if seeds == 1 else 's'}"
         found.append(
             [
                 point["label"],

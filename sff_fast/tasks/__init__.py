@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import ArgumentError
 from .anomaly import AnomalyEvaluation
 from .base import Evaluation
 from .forecasting import ForecastEvaluation
@@ -29,15 +30,28 @@ def evaluation(data: Any, part: str) -> Evaluation:
     Args:
         data: The windows, which know their task.
         part: ``"train"``, ``"val"`` or ``"test"``.
+
+    Raises:
+        ArgumentError: ``data`` is something else than windows of a task.
     """
-    return _EVALUATIONS[data.task](data, part)
+    return _of(data)(data, part)
 
 
 def check(adapter: Any, data: Any) -> None:
     """Check before anything is computed that a model can do the task of the data, with windows of this length.
 
     Raises:
-        ArgumentError: It cannot.
+        ArgumentError: It cannot, or ``data`` is something else than windows of a task.
         MissingPackageError: The errors of this task need a package that is not installed.
     """
-    _EVALUATIONS[data.task].check(adapter, data)
+    _of(data).check(adapter, data)
+
+
+def _of(data: Any) -> type[Evaluation]:
+    task = getattr(data, "task", None)
+    if task not in _EVALUATIONS:
+        raise ArgumentError(
+            f"data must be a ForecastData, ImputationData or AnomalyData, got {type(data).__name__}: "
+            "make one of sff_fast.read_table(path)"
+        )
+    return _EVALUATIONS[task]

@@ -93,10 +93,13 @@ def trace(factory: Factory) -> InitPlan:
     Raises:
         PlanError: A parameter is uninitialised memory, lazy or on the meta device, or the model has other parameters for
             another seed.
-        TypeError: ``factory`` cannot be called.
+        TypeError: ``factory`` cannot be called, or is a model.
     """
+    expected = "factory must be a function that returns a new model"
+    if isinstance(factory, nn.Module):
+        raise TypeError(f"{expected}, got a model: pass what makes it, lambda: {type(factory).__name__}(…)")
     if not callable(factory):
-        raise TypeError(f"factory must be a function that returns a new model, got {type(factory).__name__}")
+        raise TypeError(f"{expected}, got {type(factory).__name__}")
     run = Run(factory, 0)
     decide(run.drafts, run.tracer)
     notes = _notes(run)

@@ -20,10 +20,13 @@ from .config import resolve_device
 from .interrupts import StopRequest
 from .progress import Progress, Silent
 from .runtime import seeded
-from .stages import SLACK, Stages
+from .stages import Stages
 from .windows import WindowErrors
 
 PARTS = ("train", "val", "test")
+
+SLACK = 16 << 20
+"""Bytes of freed memory by which an evaluation may grow before they are given back."""
 
 
 def evaluate(
@@ -116,8 +119,7 @@ def evaluate_windows(
         return evaluation.predict(adapter, windows.batch(indices).to(device), seed=int(indices[0])).to("cpu")
 
     ceiling = Ceiling(SLACK)
-    stage = contextlib.nullcontext() if stages is None else stages.evaluating(min(batch_size, len(windows)))
-    with stage, seeded(0, device):
+    with contextlib.nullcontext() if stages is None else stages.evaluating(), seeded(0, device):
         for indices, output in parallel.each(torch.arange(len(windows)).split(batch_size), predict):
             batch = windows.batch(indices)
             errors = evaluation.update(output, batch)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from ..errors import ArgumentError, OutputError
 from ..files import check_output_directory, claimed_directory, make_directory, remove
+from .labels import ZERO_SHOT
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,14 +31,19 @@ WRITTEN = (
     "contours.png",
     "surfaces.png",
     "landscape",
-    "log.jsonl",
     "model",
     "runs",
     "windows",
     "sweep.png",
+    "log.jsonl",
 )
 """What a run or comparison writes into its folder, in the order in which ``overwrite`` removes it: first what makes the rest a
-run that is finished or can be resumed."""
+run that is finished or can be resumed, last what tells that the rest was written by one."""
+
+_MARKS = ("metrics.json", "state", "log.jsonl")
+"""One of these is there before a run writes its ``model``, and until ``overwrite`` has removed it."""
+_RUN = re.compile(rf"{ZERO_SHOT}|.+-seed\d+")
+"""What a comparison calls the folders of its runs."""
 
 COMPARISON = "comparison.json"
 """In ``state/``, marks a folder that holds a comparison of runs, not a run."""
@@ -47,11 +54,12 @@ def check_output(out: str | Path, resume: bool, overwrite: bool, source: Path | 
 
     Raises:
         ArgumentError: The run to overwrite holds the model to start from.
-        OutputError: The folder cannot be used.
+        OutputError: The folder cannot be used, or holds what a run would replace and no run has written.
     """
     folder = Path(out)
     check_output_directory(folder, overwrite=overwrite, resume=resume)
     _check_links(folder)
+    _check_own(folder)
     if overwrite and source is not None and folder.resolve() in (source.resolve(), *source.resolve().parents):
         raise ArgumentError(f"overwrite would remove the model to start from, {str(source)!r}: choose another output folder")
     return folder
@@ -73,6 +81,30 @@ def _check_links(folder: Path) -> None:
                     f"{str(one)!r} is a link out of the output folder, to {str(one.resolve())!r}, where a run does not "
                     "write: remove it, or choose another folder"
                 )
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse a folder of the user's own things by the names of ``model``, ``runs`` or ``landscape``, which a run would replace.
+
+    Raises:
+        OutputError: There is one.
+    """
+    marked = any((folder / name).exists() for name in _MARKS)
+    foreign = {
+        "model": not marked,
+        "runs": not all(_RUN.fullmatch(name) for name in _names_in(folder / "runs")),
+        "landscape": not set(_names_in(folder / "landscape")) <= {*WRITTEN},
+    }
+    for name, is_foreign in foreign.items():
+        if is_foreign and _names_in(folder / name):
+            raise OutputError(
+                f"cannot use the output folder {str(folder)!r}: no run has written {str(folder / name)!r}, which a run replaces; "
+                "choose another folder"
+            )
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
 
 
 def begin_output(folder: Path, overwrite: bool) -> None:

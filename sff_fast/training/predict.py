@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..data import Scaler, Table
+from ..data.forecast import without_constants
 from ..data.frequency import infer_frequency
 from ..errors import ArgumentError, DataError
 from ..exhaustion import advised
@@ -65,16 +66,15 @@ def forecast(
     Raises:
         ArgumentError: The lengths do not fit the model, the scaler does not fit the table, or a family that draws no
             sample paths is asked for some.
-        DataError: The table is shorter than the context, or its time stamps follow no rule that could be continued.
+        DataError: The table is shorter than the context, its time stamps follow no rule that could be continued, or without a
+            scaler a channel is constant (with ``table.drop`` such channels are left out).
         ExhaustedError: There is not enough memory.
     """
     adapter.check_lengths(context_length, prediction_length)
     if len(table) < context_length:
         raise DataError(f"{table.source!r} has {len(table)} rows, fewer than context_length ({context_length}): give more rows")
     if scaler is None:
-        for name, values in zip(table.columns, table.values.T):
-            if values.min() == values.max():
-                raise DataError(f"{table.source!r}, column {name!r}: constant at {values[0]:g}, so it cannot be standardised")
+        table = without_constants(table, (0, len(table)), "the table")
         scaler = Scaler.fit(table.values)
     if len(scaler.mean) != len(table.columns):
         raise ArgumentError(f"scaler must have one mean for each of the {len(table.columns)} channels, got {len(scaler.mean)}")

@@ -59,7 +59,7 @@ def choose(zero_shot: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> C
 
 
 def verdict(zero_shot: Mapping[str, Any], runs: Sequence[Any], comparisons: Sequence[Mapping[str, Any]] | None = None) -> str:
-    """Say which model to ship, or none of the tuned ones, and what the test part shows, with intervals.
+    """Say which model to ship, a tuned one or the zero-shot model, and what the test part shows, with intervals.
 
     Args:
         zero_shot: The ``zero_shot`` entry of ``metrics.json``.
@@ -77,7 +77,9 @@ def verdict(zero_shot: Mapping[str, Any], runs: Sequence[Any], comparisons: Sequ
         )
     choice = choose(zero_shot, entries)
     if choice.best is None:
-        return "Ship none of the tuned models: none of them reached a finite validation MSE."
+        if zero_shot["val_mse"] is None:
+            return "Ship no model: none reached a finite validation MSE, zero-shot neither."
+        return "Ship the zero-shot model: no tuned one reached a finite validation MSE."
     comparisons = build_comparisons(zero_shot, entries) if comparisons is None else comparisons
     names = {label: plain_name(run) for label, run in zip(label_runs(entries), entries, strict=True)}
     best = next(label for label, run in zip(label_runs(entries), entries, strict=True) if run is choice.best)
@@ -85,7 +87,7 @@ def verdict(zero_shot: Mapping[str, Any], runs: Sequence[Any], comparisons: Sequ
     mean = "mean " if len(choice.group) > 1 else ""
     if not choice.ship:
         return (
-            f"Ship none of the tuned models: zero-shot has the lowest validation MSE ({_figure(zero_shot['val_mse'])}; "
+            f"Ship the zero-shot model: it has the lowest validation MSE ({_figure(zero_shot['val_mse'])}; "
             f"the best tuned one is {names[best]} with {mean}{_figure(choice.val_mse)}). {evidence}"
         )
     seed = f", seed {choice.best['seed']}" if len(choice.group) > 1 else ""

@@ -52,6 +52,7 @@ def forecast(
     """Forecast what follows the end of a table, as CSV in the data's own units."""
     from sff_fast.cli.job import use_threads
     from sff_fast.data import Scaler, split_borders
+    from sff_fast.data.forecast import without_constants
     from sff_fast.errors import OutputError
     from sff_fast.files import atomic_write
     from sff_fast.training import forecast as library
@@ -64,6 +65,7 @@ def forecast(
     scaler = None
     if split is not None:
         borders = split_borders(len(read), split, context_length, prediction_length, read.source)
+        read = without_constants(read, borders.train)
         scaler = Scaler.fit(read.values[slice(*borders.train)])
     result = library(
         adapter,
