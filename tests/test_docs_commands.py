@@ -12,7 +12,7 @@ import pandas
 import pytest
 
 import sff_fast
-from sff_fast.cli import main
+from sff_fast.cli import exit_codes, main
 from sff_fast.demo.shipped import weather_path
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -79,3 +79,14 @@ def test_the_python_code_of_the_page_runs(code: str, folder: Path) -> None:
 
 def test_the_pages_have_the_commands() -> None:
     assert len(COMMANDS) == 7
+
+
+def test_every_exit_code_is_in_the_one_table_and_the_faults_name_no_other() -> None:
+    codes = {value for name, value in vars(exit_codes).items() if name.isupper()}
+    table = (DOCS / "cli.md").read_text().partition("## Exit codes")[2]
+    assert sorted(map(int, re.findall(r"^\| (\d+) \|", table, re.MULTILINE))) == sorted(codes)
+    faults = (DOCS / "reliability.md").read_text().partition("## What goes wrong")[2]
+    rows = [line.split("|")[2] for line in faults.splitlines() if line.startswith("|")][2:]
+    killed = {137}  # the shell's word for a process that could say nothing
+    assert {int(code) for row in rows for code in re.findall(r"\d+", row)} <= codes | killed
+    assert len(rows) > 10
