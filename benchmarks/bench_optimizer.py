@@ -2,12 +2,14 @@
 
 Contenders, interleaved in one process over the same 1e8 parameters in 321 tensors:
 
-* limit: the bytes that a step with moments of the parameters' dtype must move, at the rate of the fastest of three streams;
+* limit: the bytes that a step with moments of the parameters' dtype must move, at the rate of the fastest of three streams; each
+  contender's time is also divided by the limit of its own bytes;
 * torch: ``torch.optim.AdamW(fused=True)``, states of the parameters' dtype;
 * ours: each precision of the states;
 * bitsandbytes, torchao: their 8-bit AdamW, where installed, over a fiftieth of the elements (they are slow on a CPU).
 
-In the same run, one step of ours is checked against torch's on float32.
+In the same run, one step of ours is checked against torch's on float32. Ours with float32 parameters also steps tables that
+stay in the second-level cache, on one thread: what a step takes where memory does not count.
 
 Run from the repository root:
 ``python benchmarks/bench_optimizer.py [--elements 1e8] [--runs 7] [--threads 1 2] [--cases fp32 bf16]``.
@@ -16,16 +18,20 @@ Run from the repository root:
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from timing import interleaved, latest_by, ratio, replace_table, write_rows
 
 import sff_fast
+from sff_fast.optim import kernels
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "optimizer.md"
 CASES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -60,6 +66,23 @@ def model(elements: int, dtype: torch.dtype) -> list[torch.nn.Parameter]:
         params.append(torch.nn.Parameter((values * 0.02).to(dtype)))
         params[-1].grad = (values.roll(1) * 1e-3).to(dtype)
     return params
+
+
+STATE_BYTES = {"float32": 8.0, "bfloat16": 4.0, "int8": 2 + 2 * 4 / 256}
+"""Of both moments of an element."""
+
+CACHED, CACHED_STEPS = (1 << 14, 1 << 16), 400
+"""Elements of two tables that stay in the cache, and steps in a round: their difference is free of what a call takes."""
+
+
+def traffic(contender: str, dtype: torch.dtype) -> float:
+    """Bytes an element that a step must move: gradient read; parameter, moments and compensation read and written."""
+    if contender in ("bitsandbytes", "torchao"):
+        state = "int8"
+    else:
+        state = next((state for state in STATE_BYTES if state in contender), str(dtype).removeprefix("torch."))
+    kept = 2 * dtype.itemsize if "kahan" in contender else 0
+    return 3 * dtype.itemsize + 2 * STATE_BYTES[state] + kept
 
 
 MOVES = {"scale": 2, "add": 3, "read": 1}
@@ -102,6 +125,50 @@ def peers(elements: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     return found
 
 
+def in_cache(runs: int) -> list[dict[str, object]]:
+    """Steps of tables that stay in the second-level cache, on one thread: the loop alone, without calls and memory."""
+    torch.set_num_threads(1)
+
+    def repeat(table: np.ndarray, device: torch.device) -> None:
+        for _ in range(CACHED_STEPS):
+            kernels.step(table, device)
+
+    calls: dict[tuple[str, int], Callable[[], object]] = {}
+    optimizers = []  # keep what tables point to
+    for state, elements in itertools.product(("float32", "int8"), CACHED):
+        param = torch.nn.Parameter(torch.randn(elements, generator=torch.Generator().manual_seed(1)) * 0.02)
+        param.grad = param.detach().roll(1) * 0.05
+        optimizers.append(sff_fast.FusedAdamW([param], state_dtype=state))
+        optimizers[-1].step()
+        ((bucket, active, grads),) = optimizers[-1]._work(optimizers[-1]._buckets())
+        calls[f"ours {state}", elements] = functools.partial(repeat, bucket.tasks(active, grads, 1.0, True), param.device)
+    taken = interleaved(calls, runs)
+    small, large = CACHED
+    seconds = {name: [b - a for a, b in zip(taken[name, small], taken[name, large])] for name in ("ours float32", "ours int8")}
+    rows = [row("fp32, in the cache", name, 1, (large - small) * CACHED_STEPS, values) for name, values in seconds.items()]
+    rows[1] |= {"of": "ours float32", "ratio": f"{ratio(seconds['ours int8'], seconds['ours float32']):.3f}"}
+    return rows
+
+
+def row(case: str, contender: str, threads: int, elements: int, values: list[float]) -> dict[str, object]:
+    """A CSV row without what compares contenders."""
+    return {
+        "case": case,
+        "contender": contender,
+        "threads": threads,
+        "elements": elements,
+        "runs": len(values),
+        "ns_per_element": f"{statistics.median(values) / elements * 1e9:.4f}",
+        "bytes_per_element": f"{traffic(contender, CASES[case[:4]]):.2f}",
+        "over_torch": "",
+        "over_limit": "",
+        "of": "",
+        "ratio": "",
+        "must": "",
+        "holds": "",
+    }
+
+
 def measure(case: str, dtype: torch.dtype, elements: int, runs: int, threads: int) -> list[dict[str, object]]:
     """All contenders on parameters of one dtype; they share parameters and gradients, so that 1e8 elements fit."""
     torch.set_num_threads(threads)
@@ -129,18 +196,13 @@ def measure(case: str, dtype: torch.dtype, elements: int, runs: int, threads: in
         if name in slow:
             of, value, must = "ours int8", ratio(values, seconds["ours int8"]) * elements / count, f">= {LEAST_OVER_PEERS}"
             holds = value >= LEAST_OVER_PEERS
-        ns = statistics.median(values) / count * 1e9
         base = ratio(values, seconds["torch fused"]) * elements / count
+        over = ratio(values, seconds["limit"]) * elements / count * (7 * dtype.itemsize) / traffic(name, dtype)
         rows.append(
             {
-                "case": case,
-                "contender": name,
-                "threads": threads,
-                "elements": count,
-                "runs": len(values),
-                "ns_per_element": f"{ns:.4f}",
+                **row(case, name, threads, count, values),
                 "over_torch": f"{base:.3f}",
-                "over_limit": f"{ratio(values, seconds['limit']) * elements / count:.3f}",
+                "over_limit": f"{over:.3f}",
                 "of": of,
                 "ratio": f"{value:.3f}" if must else "",
                 "must": must,
@@ -153,17 +215,20 @@ def measure(case: str, dtype: torch.dtype, elements: int, runs: int, threads: in
 def table(rows: Iterable[Mapping[str, str]]) -> list[str]:
     """The lines of the table in docs/optimizer.md."""
     lines = [
-        "| parameters | step | threads | ns an element | over torch fused | over the limit | limit of this project |",
-        "|---|---|---|---|---|---|---|",
+        "| parameters | step | threads | ns an element | over torch fused | bytes an element | over the limit of these bytes |"
+        " limit of this project |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        must = f"{row['ratio']} of {row['of']}, must be {row['must']}" + (" (missed)" if row["holds"] == "no" else "")
+        missed = " (missed)" if row["holds"] == "no" else ""
         if row["must"].startswith(">="):
-            must = f"{row['of']} is {row['ratio']} times as fast, must be {row['must']}" + (
-                " (missed)" if row["holds"] == "no" else ""
-            )
-        cells = (row["contender"], row["threads"], row["ns_per_element"], row["over_torch"], row["over_limit"])
-        lines.append(f"| {row['case']} | {' | '.join(cells)} | {must if row['must'] else ''} |")
+            must = f"{row['of']} is {row['ratio']} times as fast, must be {row['must']}{missed}"
+        elif row["ratio"]:
+            must = f"{row['ratio']} of {row['of']}" + (f", must be {row['must']}{missed}" if row["must"] else "")
+        else:
+            must = ""
+        names = ("case", "contender", "threads", "ns_per_element", "over_torch", "bytes_per_element", "over_limit")
+        lines.append(f"| {' | '.join([*(row[name] for name in names), must])} |")
     return lines
 
 
@@ -185,16 +250,21 @@ def main() -> None:
     settings = parser.parse_args()
     check()
     rows = []
+
+    def add(some: list[dict[str, object]]) -> None:
+        for row in some:
+            rows.append(row)
+            against = "".join(f" = {row[key]} x {key[5:]}" for key in ("over_torch", "over_limit") if row[key])
+            found = f"; {row['ratio']} x {row['of']}" if row["ratio"] else ""
+            found += f", must {row['must']}: {row['holds']}" if row["must"] else ""
+            name = f"{row['case']} {row['contender']:<26} {row['threads']} thread(s)"
+            print(f"{name} {row['ns_per_element']} ns/element{against}{found}", flush=True)
+
+    if "fp32" in settings.cases and 1 in settings.threads:
+        add(in_cache(settings.runs))
     for threads in settings.threads:
         for case in settings.cases:
-            for row in measure(case, CASES[case], int(settings.elements), settings.runs, threads):
-                rows.append(row)
-                print(
-                    f"{row['case']} {row['contender']:<26} {row['threads']} thread(s) {row['ns_per_element']} ns/element"
-                    f" = {row['over_torch']} x torch fused = {row['over_limit']} x limit"
-                    + (f"; {row['ratio']} x {row['of']}, must {row['must']}: {row['holds']}" if row["must"] else ""),
-                    flush=True,
-                )
+            add(measure(case, CASES[case], int(settings.elements), settings.runs, threads))
     if not settings.no_csv:
         print(f"written to {write_rows('optimizer', rows)}")
         write_table()

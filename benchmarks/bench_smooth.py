@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from busy import busy
 from flat import alignment, flat, many, runs_here
 from mapped import mapped
 from models import FACTORIES
@@ -48,6 +49,8 @@ def cases(elements: int, runs: int, threads: int) -> Iterator[tuple[str, Callabl
     for label in ("uniform", "normal"):
         yield "alignment", lambda label=label: alignment(label, elements, runs, threads)
     yield "many", lambda: many(elements, runs, threads)
+    if threads > 1:
+        yield "busy", lambda: busy(elements, runs, threads)
     for name in FACTORIES:
         yield "warm", lambda name=name: warm(name, runs, threads)
     yield "mapped", lambda: mapped("Timer-67M", max(3, runs // 2), threads)

@@ -16,8 +16,8 @@ import torch
 
 import sff_fast
 
-LEAST = ("limit", "not smoothed")
-"""Peers that do less than ours must: ours is a multiple of them."""
+LEAST = ("limit", "not smoothed", "alone", "scale alone")
+"""Peers that do less than ours must, or have the machine to themselves: ours is a multiple of them."""
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from sff_fast import files
+from sff_fast.files import temporaries
 
 Tree = dict[str, "bytes | None"]
 """Path to the content of a file, or None for a folder."""
@@ -88,7 +88,7 @@ class Disk:
         with pytest.MonkeyPatch.context() as patch:
             for name in CHANGING:
                 patch.setattr(os, name, self._before(getattr(os, name), name))
-            patch.setattr(files, "_exchange", self._before(files._exchange, "exchange"))
+            patch.setattr(temporaries, "exchange", self._before(temporaries.exchange, "exchange"))
             patch.setattr(os, "fsync", self._fsync)
             patch.setattr(os, "fdatasync", self._fsync)
             yield

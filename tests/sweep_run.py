@@ -32,7 +32,6 @@ from sff_fast.training.pristine import Snapshot
 from sff_fast.training.runtime import peak_memory, reset_peak_memory
 
 run_module = importlib.import_module("sff_fast.training.run")
-stages_module = importlib.import_module("sff_fast.training.stages")
 
 
 def make() -> Adapter:
@@ -69,33 +68,27 @@ def main(what: str, place: str, folder: Path) -> dict[str, int]:
 class OwnPeak:
     """The peak of this process's own memory while it is entered; a progress that reads it at every batch.
 
-    Runs begin a measurement of the peak for themselves: what was before is read first. They also go by the peak so far when
-    they give memory back: they are told that of the whole run.
+    Runs begin a measurement of the peak for themselves: what was before is read first.
     """
 
     def __init__(self) -> None:
-        self.peak = self.of_run = 0
+        self.peak = 0
 
     def __enter__(self) -> OwnPeak:
         reset_peak_memory("cpu")
         run_module.reset_peak_memory = self.begin_run
-        stages_module.peak_memory = lambda device: max(self.of_run, peak_memory(device))
         return self
 
     def begin_run(self, device: str) -> None:
         self.read()
-        self.of_run = 0
 
     def __exit__(self, *exception: object) -> None:
         self.read()
         run_module.reset_peak_memory = reset_peak_memory
-        stages_module.peak_memory = peak_memory
 
     def read(self) -> None:
         of_files = int(Path("/proc/self/statm").read_text().split()[2]) * resource.getpagesize()
-        resident = peak_memory("cpu")
-        self.of_run = max(self.of_run, resident)
-        self.peak = max(self.peak, resident - of_files)
+        self.peak = max(self.peak, peak_memory("cpu") - of_files)
         reset_peak_memory("cpu")
 
     def start(self, total: int, label: str) -> None:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench_smooth  # noqa: E402
+import busy  # noqa: E402
 import flat  # noqa: E402
 import models  # noqa: E402
 import picture  # noqa: E402
@@ -52,6 +53,27 @@ def test_the_flat_cases_run_and_agree_with_the_reference():
     assert [r["must"] for r in rows] == ["<= 1.25", ">= 11"]
     rows = flat.alignment("normal", 10_000, 1, 1)
     assert [r["case"] for r in rows] == ["normal at 16 mod 64", "normal at 48 mod 64"]
+
+
+def test_a_busy_neighbour_runs_beside_what_it_is_put_beside_and_is_gone_afterwards():
+    def state(pid: int) -> str:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+    def children() -> set[int]:
+        return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+    before = children()
+    with busy.neighbour() as beside:
+        (pid,) = children() - before
+        seen: list[str] = []
+        beside(lambda: seen.append(state(pid)))()
+        assert seen[0] != "T"  # stopped
+    assert not Path(f"/proc/{pid}").exists()
+    rows = busy.busy(10_000, 1, 2)
+    assert [(r["peer"], r["must"], r["of"]) for r in rows] == [
+        ("alone", "<= 1.50", "ours / peer"),
+        ("scale alone", "", "ours / peer"),
+    ]
 
 
 def test_forcing_an_instruction_set_is_undone(monkeypatch):

@@ -514,7 +514,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path, data, capsys):
 
 def test_an_output_folder_without_permission_is_named(tmp_path, data, capsys, monkeypatch):
     # The tests may run as root, whom no mode bits stop.
-    monkeypatch.setattr("sff_fast.files.os.access", lambda path, mode: False)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
     before = snapshot(tmp_path)
     code = run("finetune", *MODEL, "--data", data, *LENGTHS, *QUICK, "--out", tmp_path / "out")
     check_refused(code, capsys.readouterr().err, r"output folder.*permission")

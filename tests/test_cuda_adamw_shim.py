@@ -151,6 +151,5 @@ def test_ten_steps_of_the_optimizer_give_the_cpus_bits(shim, state, monkeypatch)
     cases.assert_equal_bits(*results)
 
 
-@pytest.mark.slow
 def test_the_kernels_are_clean_under_address_and_undefined_behaviour_sanitizers():
     run_sanitized(HERE / "adamw_sanitize.cpp")

@@ -205,6 +205,5 @@ def test_chunks_cover_every_element_once_and_begin_at_cache_lines(shim):
     assert len(inner) == len(chunks) - 2, "the counter's wrap is the only other cut"
 
 
-@pytest.mark.slow
 def test_the_kernels_are_clean_under_address_and_undefined_behaviour_sanitizers():
     run_sanitized(HERE / "sanitize.cpp")

@@ -18,11 +18,12 @@ import pytest
 import torch
 import training_fakes
 from killing import Moment, contents, differences
-from test_cli import LENGTHS, MODEL, good_columns, write_csv
+from test_cli import LENGTHS, MODEL, QUICK, good_columns, write_csv
 from training_fakes import CONTEXT, HORIZON, FakeAdapter, StopAt
 
 from sff_fast import files, locks
 from sff_fast.adapters import tiny
+from sff_fast.adapters.timer import TimerAdapter
 from sff_fast.cli import main
 from sff_fast.data import ForecastData, read_table
 from sff_fast.errors import ExhaustedError, OutputError
@@ -307,6 +308,25 @@ def test_a_loss_that_is_not_finite_is_traced_to_what_did_it(data, tmp_path, spoi
         assert all(torch.equal(before[name], buffer) for name, buffer in adapter.model.named_buffers())
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
+@pytest.mark.parametrize("command", ["finetune", "compare"])
+def test_a_script_sees_by_the_exit_code_that_training_stopped_at_a_loss_that_is_not_finite(tmp_path, capsys, command):
+    table = write_csv(tmp_path / "weather.csv", good_columns())
+    way = {"finetune": ("--strategy", "ff"), "compare": ("--strategies", "lp,ff")}[command]
+    given = [command, *MODEL, "--data", str(table), *LENGTHS, *QUICK, *way, "--quiet"]
+    for out, lr, code in (("well", "1e-3", 0), ("ill", "1e30", 3)):
+        words = [*given, "--lr", lr, "--out", str(tmp_path / out)]
+        assert main(words) == code
+        runs = json.loads((tmp_path / out / "metrics.json").read_text())["runs"]
+        assert runs[-1]["diverged"] == (code == 3), runs
+        assert (tmp_path / out / "report.html").exists()
+        said = capsys.readouterr().err
+        assert ("the best weights, of epoch 0, are kept" in said) == (code == 3), said
+        # Shown again, it is still so.
+        assert main([*words, "--resume"]) == code
+        capsys.readouterr()
+
+
 # --- memory -------------------------------------------------------------------------------------------------------------
 
 
@@ -363,6 +383,58 @@ def test_every_kind_of_exhaustion_is_told_in_one_line(data, tmp_path, monkeypatc
     assert re.fullmatch(rf"out of memory \(Tried to allocate 3\.00 GiB\): {advice}{end}", str(caught.value)), str(caught.value)
     assert isinstance(caught.value, MemoryError)
     assert len(list((tmp_path / "run" / "state").glob("save-*"))) == 2
+
+
+def no_memory(*_: object, **__: object) -> None:
+    raise RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+        "8589934592 bytes. Error code 12 (Cannot allocate memory)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "where", "advice"),
+    [
+        (
+            "evaluate",
+            (TimerAdapter, "_forecast"),
+            r"try a smaller batch_size \(--batch-size\), it was 256; `sff-fast plan --memory` .*",
+        ),
+        ("forecast", (TimerAdapter, "_forecast"), r"try fewer num_samples \(--num-samples\), .*"),
+        ("landscape", (TimerAdapter, "_loss"), r"try a smaller batch_size \(--batch-size\), or no Hessian \(--no-hessian\), .*"),
+        ("evaluate", (TimerAdapter, "load"), r"a model is as large in memory as on disk, .* `sff-fast smooth --plan`"),
+        ("finetune", (TimerAdapter, "load"), r"a model is as large in memory as on disk, .* `sff-fast smooth --plan`"),
+        ("finetune", ("sff_fast.data.read_table",), r"free some, or take .*; `sff-fast plan --memory` predicts what a run needs"),
+        ("smooth", ("sff_fast.checkpoints.smooth_checkpoint",), r"free some, or take .*"),
+    ],
+)
+def test_too_little_memory_is_one_line_in_every_command(tmp_path, capsys, monkeypatch, command, where, advice):
+    table = str(write_csv(tmp_path / "weather.csv", good_columns()))
+    tiny("timer").save(tmp_path / "timer")
+    model = ["--family", "timer", "--checkpoint", str(tmp_path / "timer")]
+    words = {
+        "evaluate": [*model, "--data", table, *LENGTHS, "--quiet"],
+        "forecast": [*model, "--data", table, *LENGTHS],
+        "landscape": [*model, "--data", table, *LENGTHS, "--grid", "5", "--no-hessian", "--quiet"],
+        "finetune": [*model, "--data", table, *LENGTHS, "--out", str(tmp_path / "out")],
+        "smooth": [str(tmp_path / "timer"), str(tmp_path / "out"), "--family", "timer"],
+    }[command]
+    before = contents(tmp_path)
+    monkeypatch.setattr(*where, no_memory)
+    line = refused(capsys, command, *words)
+    asked = r"can't allocate memory: you tried to allocate 8589934592 bytes"
+    assert re.fullmatch(rf"sff-fast: error: out of memory \({asked}\): {advice}", line), line
+    assert contents(tmp_path) == before
+
+
+def test_a_bug_that_is_none_of_memory_keeps_its_traceback(tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the model's own")
+
+    table = str(write_csv(tmp_path / "weather.csv", good_columns()))
+    monkeypatch.setattr(TimerAdapter, "_forecast", fail)
+    with pytest.raises(RuntimeError, match=r"^the model's own$"):
+        main(["evaluate", *MODEL, "--data", table, *LENGTHS, "--quiet"])
 
 
 # --- two at once --------------------------------------------------------------------------------------------------------

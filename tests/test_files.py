@@ -22,6 +22,7 @@ import torch
 
 from sff_fast import files
 from sff_fast.errors import ArgumentError, CheckpointError, DataError, OutputError
+from sff_fast.files import atomic, temporaries
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -176,7 +177,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path, monkeypa
 
     # FileIO's own write cannot be replaced, so a class that raises stands between it and the file that is written to.
     raw = type("Full", (io.FileIO,), {"write": full})
-    monkeypatch.setattr(files, "_RawFile", type("_RawFile", (files._RawFile, raw), {}))
+    monkeypatch.setattr(atomic, "_RawFile", type("_RawFile", (atomic._RawFile, raw), {}))
     with (
         pytest.raises(OutputError, match=r"^cannot write '.*/a b': no space left on device; free some space") as caught,
         files.atomic_write(path) as file,
@@ -295,7 +296,7 @@ def test_a_folder_appears_with_its_contents(tmp_path: Path) -> None:
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_replaced_folder_holds_the_new_contents_only(tmp_path: Path, monkeypatch, exchange: bool) -> None:
     if not exchange:
-        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(temporaries, "exchange", lambda first, second: False)
     target = tmp_path / "model"
     target.mkdir(mode=0o700)
     (target / "old").write_text("old")
@@ -310,7 +311,7 @@ def test_a_replaced_folder_holds_the_new_contents_only(tmp_path: Path, monkeypat
 def test_a_folder_is_swapped_without_a_moment_in_which_it_is_missing(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    if not files._exchange(tmp_path / "a", tmp_path / "b"):
+    if not temporaries.exchange(tmp_path / "a", tmp_path / "b"):
         pytest.skip("the file system of the temporary folder has no atomic exchange")
     monkeypatch.setattr(os, "rename", lambda source, target: pytest.fail("moved aside instead of exchanged"))
     with files.atomic_directory(tmp_path / "a", replace=True) as folder:
@@ -368,7 +369,7 @@ def test_a_process_killed_between_the_two_renames_gets_its_old_folder_back(tmp_p
     (out / "model" / "old").write_text("old")
     code = (
         "import os, sys; from sff_fast import files\n"
-        "files._exchange = lambda first, second: False\n"
+        "files.temporaries.exchange = lambda first, second: False\n"
         "real = os.rename\n"
         "def rename(source, target):\n"
         "    if str(target).endswith('model'): os.kill(os.getpid(), 9)\n"
@@ -393,7 +394,7 @@ def test_an_old_folder_left_after_a_complete_swap_is_removed(tmp_path: Path) -> 
 
 
 def test_a_failing_second_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(temporaries, "exchange", lambda first, second: False)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").write_text("old")
     real = os.rename

@@ -119,21 +119,21 @@ def test_a_power_cut_while_a_run_is_overwritten_leaves_no_mixture_of_two(data, w
     "deaf",
     [
         pytest.param("atomic_write", id="files", marks=pytest.mark.slow),
-        pytest.param("_fsync_directory", id="folders after a rename", marks=pytest.mark.slow),
-        pytest.param("_fsync_tree", id="a folder's contents", marks=pytest.mark.slow),
+        pytest.param("fsync_directory", id="folders after a rename", marks=pytest.mark.slow),
+        pytest.param("fsync_tree", id="a folder's contents", marks=pytest.mark.slow),
         pytest.param("sync", id="the log"),
     ],
 )
 def test_without_one_of_the_flushes_a_power_cut_is_noticed_to_lose_something(data, whole, tmp_path, deaf):
     (tmp_path / "disk").mkdir()
-    deaf = (deaf, "_fsync_directory") if deaf == "_fsync_tree" else (deaf,)
+    deaf = (deaf, "fsync_directory") if deaf == "fsync_tree" else (deaf,)
     cuts = cuts_of(data, tmp_path / "disk", "ff", deaf)
     assert next(troubles(data, cuts, tmp_path, "ff", whole("ff")), None) is not None
 
 
 def test_a_save_that_a_power_cut_tore_is_named_and_the_one_before_it_gives_the_same_bits(data, whole, tmp_path):
     (tmp_path / "disk").mkdir()
-    cuts = cuts_of(data, tmp_path / "disk", "ff", ("atomic_write", "_fsync_tree"))
+    cuts = cuts_of(data, tmp_path / "disk", "ff", ("atomic_write", "fsync_tree"))
     fell_back = refused = errors = 0
     for number, cut in enumerate(cuts):
         saves = sorted({path.split("/")[2] for path in cut.tree if re.match(r"run/state/save-\d+", path)})
@@ -187,7 +187,7 @@ def wrong_in_place(cuts: list[Cut], folder: Path, plan, expected: dict[str, torc
 
 
 @pytest.mark.filterwarnings("ignore:.*copied unchanged:UserWarning")
-@pytest.mark.parametrize("deaf", [(), ("_write_exactly",), ("atomic_write",), ("_fsync_directory",)])
+@pytest.mark.parametrize("deaf", [(), ("_write_exactly",), ("atomic_write",), ("fsync_directory",)])
 def test_a_power_cut_amid_smoothing_in_place_is_finished_by_the_same_call(tmp_path, monkeypatch, deaf):
     monkeypatch.setattr(overwrite, "cut", lambda header, size, start: chunks.cut(header, 4096, start))
     plan, model = sff_fast.trace(Mixed), pretrained()

@@ -42,12 +42,15 @@ def build_table_target() -> Path:
     cmake = shutil.which("cmake", path=path)
     if cmake is None:
         raise SystemExit("cmake is absent: pip install -r requirements/dev.txt")
-    folder = WORK / "native"
-    flags = ("-DSFF_NATIVE_TESTS=ON", "-DSFF_NATIVE_FUZZ=ON", f"-DCMAKE_CXX_COMPILER={clang()}")
-    for command in (
-        [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", *flags],
-        [cmake, "--build", folder, "--target", "fuzz_table"],
-    ):
+    compiler = clang()
+    folder = WORK / f"native-{Path(compiler).name}"
+    commands = [[cmake, "--build", folder, "--target", "fuzz_table"]]
+    # Once a folder and compiler: CMake forgets the other flags where it is told of the compiler a second time.
+    if not (folder / "build.ninja").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        flags = ("-DSFF_NATIVE_TESTS=ON", "-DSFF_NATIVE_FUZZ=ON", f"-DCMAKE_CXX_COMPILER={compiler}")
+        commands.insert(0, [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", *flags])
+    for command in commands:
         done = subprocess.run(
             list(map(str, command)), capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
         )

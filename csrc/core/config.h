@@ -17,6 +17,9 @@
 #define SFF_INLINE __host__ __device__ __forceinline__
 #define SFF_UNROLL _Pragma("unroll")
 #define SFF_ONCE _Pragma("unroll 1")
+#elif defined(SFF_INLINE)  // given: tests that compile the kernels for this CPU do so without inlining, in a tenth of the time
+#define SFF_UNROLL
+#define SFF_ONCE
 #elif defined(__clang__)
 #define SFF_INLINE inline __attribute__((always_inline))
 #define SFF_UNROLL _Pragma("unroll")

@@ -14,9 +14,13 @@ from typing import Any
 from sff_fast.adapters.base import Adapter
 from sff_fast.adapters.checkpoint import ForeignCheckpointError, existing_path, pickles_allowed
 from sff_fast.errors import ArgumentError, CheckpointError
+from sff_fast.exhaustion import told
 
 #: Entry points of this group name :class:`Adapter` subclasses of other packages.
 ENTRY_POINT_GROUP = "sff_fast.families"
+
+_ROOM = "a model is as large in memory as on disk, at least: free some, or smooth it on disk with `sff-fast smooth --plan`"
+"""What to do where a checkpoint cannot be loaded."""
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
 
@@ -116,6 +120,7 @@ def load(family: str, path: str | os.PathLike[str], *, allow_pickle: bool = Fals
         ArgumentError: There is no such family or option.
         CheckpointError: The checkpoint is missing, damaged or of another family, or pickled without ``allow_pickle``.
         MissingPackageError: The family's package is not installed.
+        ExhaustedError: There is not enough memory for the model.
     """
     if not isinstance(allow_pickle, bool):
         raise ArgumentError(f"allow_pickle must be True or False, got {allow_pickle!r}")
@@ -132,7 +137,7 @@ def load(family: str, path: str | os.PathLike[str], *, allow_pickle: bool = Fals
         if option not in known and not takes_any:
             raise ArgumentError(f"the family {cls.variant!r} has no option {option!r}: it takes {', '.join(known) or 'none'}")
     try:
-        with pickles_allowed(allow_pickle):
+        with pickles_allowed(allow_pickle), told(_ROOM):
             return cls.load(path, **options)
     except ForeignCheckpointError as error:
         owner = next((other for other in _ADAPTERS.values() if _owns(other, cls, error.keys)), None)

@@ -16,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 success, 2 something that the user can mend (one line on stderr, nothing written),
-        130 after ctrl-C, 143 after SIGTERM. A bug ends with its traceback and exit code 1.
+        3 done, but a run stopped at a loss that was not finite, 130 after ctrl-C, 143 after SIGTERM. A bug ends with its
+        traceback and exit code 1.
     """
     try:
         for module in ("click", "rich"):

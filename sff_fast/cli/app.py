@@ -25,15 +25,13 @@ from sff_fast.cli.commands.landscape import landscape
 from sff_fast.cli.commands.plan import plan
 from sff_fast.cli.commands.smooth import smooth
 from sff_fast.cli.commands.sweep import sweep
+from sff_fast.cli.exit_codes import DONE, INTERRUPTED, TERMINATED, USER_ERROR
 from sff_fast.errors import SffFastError
+from sff_fast.exhaustion import exhausted, is_exhaustion
 from sff_fast.version import __version__
 
 IN_JOBS = ("finetune",)
 """Commands that several processes, started by torchrun, do together."""
-
-USER_ERROR = 2
-INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
 
 
 class OrderedGroup(click.Group):
@@ -92,6 +90,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         except SffFastError as error:
             _say(f"error: {error}")
             return USER_ERROR
+        except (MemoryError, RuntimeError) as error:
+            message = _out_of_memory(error)
+            if message is None:
+                raise
+            _say(f"error: {message}")
+            return USER_ERROR
         except SystemExit as error:
             if error.code not in (INTERRUPTED, TERMINATED):
                 raise
@@ -99,7 +103,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 click.echo(err=True)  # the terminal has written ^C on this line
             _say(_stopped("interrupted" if error.code == INTERRUPTED else "terminated", given))
             return error.code
-    return outcome if isinstance(outcome, int) else 0
+    return outcome if isinstance(outcome, int) else DONE
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    """What to say where the memory was not enough for something that has no advice of its own; None for another error."""
+    if not is_exhaustion(error):
+        return None
+    advice = "free some, or take a machine with more; `sff-fast plan --memory` predicts what a run needs"
+    return str(exhausted(error, advice))
 
 
 def _rank() -> int | None:

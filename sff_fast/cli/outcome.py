@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sff_fast.cli.exit_codes import DONE, NOT_FINITE
+
 if TYPE_CHECKING:
     from sff_fast.adapters import Adapter
     from sff_fast.cli.job import Job
@@ -23,7 +25,7 @@ def finish(
     make_adapter: Callable[[], Adapter],
     data: ForecastData | AnomalyData,
     arguments: Sequence[str],
-) -> None:
+) -> int:
     """Write the report into ``out``, where there is one, then print the table and the verdict, or the metrics as JSON.
 
     Args:
@@ -33,17 +35,23 @@ def finish(
         make_adapter: Opens the pre-trained model.
         data: The windows.
         arguments: The command line, which the report repeats.
+
+    Returns:
+        The exit code: that of a run that stopped at a loss that was not finite, where there is one.
     """
     from sff_fast.cli.tables import print_results
+
+    code = NOT_FINITE if any(run.diverged for run in runs) else DONE
 
     if job.out is not None:
         _write_report(job.out, metrics, runs, make_adapter, data, arguments)
     if job.as_json:
         click.echo(json.dumps(metrics, indent=2))
-        return
+        return code
     print_results(metrics)
     if job.out is not None:
         click.echo(f"\nreport: {Path(job.out) / 'report.html'}")
+    return code
 
 
 def _write_report(

@@ -11,6 +11,7 @@ from typing import Any
 from sff_fast import tasks
 from sff_fast.data import AnomalyData, ForecastData
 from sff_fast.errors import ArgumentError, CheckpointError
+from sff_fast.exhaustion import advised
 from sff_fast.files import make_directory, read_json, write_json
 from sff_fast.landscapes.centres import Centre, make_centres, weights_hash
 from sff_fast.landscapes.curvature import NoHessian, curvature, packages
@@ -33,6 +34,7 @@ GRIDS = (5, 1001)
 
 
 @alone_in_output
+@advised("try a smaller batch_size (--batch-size), or no Hessian (--no-hessian), which takes 14 copies of the weights")
 def landscape(
     make_adapter: Callable[[], Any],
     data: ForecastData | AnomalyData,
@@ -91,6 +93,7 @@ def landscape(
     Raises:
         ArgumentError: A setting is not allowed, or the model cannot be moved.
         CheckpointError: ``resume`` was given, and ``out`` holds something else.
+        ExhaustedError: There is not enough memory; the rows that were measured are kept.
         MissingPackageError: scipy or hessian-eigenthings is needed for the Hessian and not installed.
         OutputError: ``out`` cannot be used.
         PlanError: The model cannot be smoothed.

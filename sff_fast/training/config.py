@@ -69,11 +69,6 @@ class Settings:
     eval_batch_size: int
     checkpoint_every: int | None
 
-    @property
-    def saves_memory(self) -> bool:
-        """Whether the run was asked to keep its memory small, at the cost of time."""
-        return self.release_gradients or self.max_memory is not None
-
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result, as JSON holds them."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in _FREE_ON_RESUME}

@@ -13,16 +13,20 @@ from ..data import ForecastData
 from ..distributed.group import Group
 from ..distributed.parallel import Parallel
 from ..errors import ArgumentError
+from ..exhaustion import told
 from ..metrics import NotFiniteError
 from ..resident import Ceiling
 from .config import resolve_device
 from .interrupts import StopRequest
 from .progress import Progress, Silent
 from .runtime import seeded
-from .stages import SLACK, Stages
+from .stages import Stages
 from .windows import WindowErrors
 
 PARTS = ("train", "val", "test")
+
+SLACK = 16 << 20
+"""Bytes of freed memory by which an evaluation may grow before they are given back."""
 
 
 def evaluate(
@@ -56,26 +60,29 @@ def evaluate(
     Raises:
         ArgumentError: The part is unknown, or the model cannot do the task, or not with these lengths.
         NotFiniteError: A forecast is NaN or infinite.
+        ExhaustedError: There is not enough memory.
     """
     if part not in PARTS:
         raise ArgumentError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     tasks.check(adapter, data)
     device = resolve_device(device)
-    adapter.model.to(device)
     progress = Silent() if progress is None else progress
+    advice = f"try a smaller batch_size (--batch-size), it was {batch_size}; `sff-fast plan --memory` predicts what a run needs"
     progress.start(len(getattr(data, part)), f"evaluate {part}")
     try:
-        return evaluate_windows(
-            adapter,
-            data,
-            part,
-            batch_size=batch_size,
-            device=device,
-            stop=StopRequest(group),
-            progress=progress,
-            parallel=Parallel(group),
-            record=windows,
-        )
+        with told(advice):
+            adapter.model.to(device)
+            return evaluate_windows(
+                adapter,
+                data,
+                part,
+                batch_size=batch_size,
+                device=device,
+                stop=StopRequest(group),
+                progress=progress,
+                parallel=Parallel(group),
+                record=windows,
+            )
     finally:
         progress.close()
 
@@ -112,8 +119,7 @@ def evaluate_windows(
         return evaluation.predict(adapter, windows.batch(indices).to(device), seed=int(indices[0])).to("cpu")
 
     ceiling = Ceiling(SLACK)
-    stage = contextlib.nullcontext() if stages is None else stages.evaluating(min(batch_size, len(windows)))
-    with stage, seeded(0, device):
+    with contextlib.nullcontext() if stages is None else stages.evaluating(), seeded(0, device):
         for indices, output in parallel.each(torch.arange(len(windows)).split(batch_size), predict):
             batch = windows.batch(indices)
             errors = evaluation.update(output, batch)

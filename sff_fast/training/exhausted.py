@@ -15,14 +15,12 @@ import torch
 from ..data import ForecastData
 from ..distributed.group import launched
 from ..errors import ExhaustedError, SffFastError
+from ..exhaustion import is_exhaustion, reason
 from ..resident import return_freed_memory
 from .config import Settings
 from .fit import choose_settings, size_text, way_text
 from .runtime import peak_memory
 from .strategies import check_predicted
-
-_WORDS = ("can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc")
-"""Words of the messages of the plain RuntimeError with which torch says so on the CPU."""
 
 
 def explained(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,9 +35,9 @@ def explained(run: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return run(adapter, data, settings, folder, **options)
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, SffFastError) or not _is_exhaustion(error):
+            if not is_exhaustion(error):
                 raise
-            reason = _reason(error)
+            why = reason(error)
             # What the run holds, gradients and states above all, is held by the frames of its traceback.
             traceback.clear_frames(error.__traceback__)
         peak = peak_memory(settings.device)
@@ -47,23 +45,9 @@ def explained(run: Callable[..., Any]) -> Callable[..., Any]:
         return_freed_memory()
         if settings.device != "cpu":
             torch.cuda.empty_cache()
-        raise ExhaustedError(f"out of memory ({reason}): {_advice(adapter, data, settings, folder, peak)}")
+        raise ExhaustedError(f"out of memory ({why}): {_advice(adapter, data, settings, folder, peak)}")
 
     return told
-
-
-def _is_exhaustion(error: Exception) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(word in str(error).lower() for word in _WORDS)
-
-
-def _reason(error: Exception) -> str:
-    """What the allocator said, without its advice about itself."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    for begin in ("DefaultCPUAllocator: ", "CUDA out of memory. "):
-        text = text.partition(begin)[2] or text
-    return text.partition(". ")[0].partition(" Error code")[0][:160].rstrip(".")
 
 
 def _advice(adapter: Any, data: ForecastData, settings: Settings, folder: Path | None, peak: int) -> str:
@@ -80,7 +64,7 @@ def _advice(adapter: Any, data: ForecastData, settings: Settings, folder: Path |
     except SffFastError as error:
         return f"{least} ({error})"
     except (MemoryError, RuntimeError) as error:
-        if not _is_exhaustion(error):
+        if not is_exhaustion(error):
             raise
         return f"{least}; for a prediction as well there is too little"
     option = f"--max-memory {limit >> 20}M"

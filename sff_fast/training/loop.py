@@ -122,7 +122,7 @@ class Trainer:
         self.stop = stop
         self.progress = progress
         self.parallel = Parallel() if parallel is None else parallel
-        self.stages = Stages(settings.device, settings.saves_memory) if stages is None else stages
+        self.stages = Stages(settings.device) if stages is None else stages
         self.phases = STRATEGIES[settings.strategy].phases(settings)
         self.windows = len(data.train)
         self.at = Position()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from ..errors import ArgumentError, OutputError
-from ..files import check_output_directory, claimed_directory, make_directory, remove_tree
+from ..files import check_output_directory, claimed_directory, make_directory, remove
 from .labels import ZERO_SHOT
 
 P = ParamSpec("P")
@@ -115,7 +115,7 @@ def begin_output(folder: Path, overwrite: bool) -> None:
     """
     make_directory(folder)
     for name in WRITTEN if overwrite else ():
-        remove_tree(folder / name)
+        remove(folder / name)
 
 
 def alone_in_output(function: Callable[P, R]) -> Callable[P, R]:

@@ -12,6 +12,7 @@ from ..data import Scaler, Table
 from ..data.forecast import without_constants
 from ..data.frequency import infer_frequency
 from ..errors import ArgumentError, DataError
+from ..exhaustion import advised
 from ..metrics.quantile import LEVELS
 from .config import resolve_device
 
@@ -34,6 +35,7 @@ class TableForecast:
     timestamps: np.ndarray | None
 
 
+@advised("try fewer num_samples (--num-samples), a shorter context, or some columns at a time (--columns)")
 def forecast(
     adapter: Any,
     table: Table,
@@ -66,6 +68,7 @@ def forecast(
             sample paths is asked for some.
         DataError: The table is shorter than the context, its time stamps follow no rule that could be continued, or without a
             scaler a channel is constant (with ``table.drop`` such channels are left out).
+        ExhaustedError: There is not enough memory.
     """
     adapter.check_lengths(context_length, prediction_length)
     if len(table) < context_length:

@@ -36,6 +36,7 @@ class RunResult:
         smooth: Report of the smoothing or filling, or None.
         stopped: Why training ended before its last epoch, or None.
         zero_shot: Metrics of the pre-trained model.
+        diverged: Whether that was a loss, or a forecast for the validation part, that is not finite.
         verdict: Which model to ship.
         model_dir: Where the model is, in the family's published layout; None without ``out``.
         windows: Test error of every window; None where the forecasts are not finite.
@@ -56,6 +57,7 @@ class RunResult:
     smooth: dict[str, Any] | None
     stopped: str | None
     zero_shot: dict[str, Any]
+    diverged: bool = False
     verdict: str = ""
     model_dir: Path | None = None
     windows: WindowErrors | None = dataclasses.field(default=None, compare=False, repr=False)

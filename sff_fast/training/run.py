@@ -298,8 +298,7 @@ def run_one(
     with contextlib.ExitStack() as stack:
         stack.enter_context(determinism(settings.deterministic))
         stack.enter_context(seeded(settings.seed, settings.device))
-        # Always: pieces of evaluations that a step could not use raised the peak by up to a set of weights.
-        stages = Stages(settings.device, settings.saves_memory, always=True)
+        stages = Stages(settings.device)
         evaluation = functools.partial(
             measure,
             adapter,
@@ -477,6 +476,7 @@ def _result(
         metrics={"val": at.best_metrics, "test": test},
         smooth=trainer.frozen["prepared"],
         stopped=trainer.stopped_because(),
+        diverged=at.diverged is not None,
         zero_shot=zero_shot,
         model_dir=model_directory,
     )

@@ -29,7 +29,7 @@ from ..files import (
     copy_file,
     make_directory,
     read_json,
-    remove_tree,
+    remove,
     save_safetensors,
     sha256,
     write_json,
@@ -114,7 +114,7 @@ class StateStore:
         if self.group.writes:
             whole = [path for path in self._folders() if path not in self._damaged]
             for path in [*self._damaged, *whole[: -self.keep]]:
-                remove_tree(path)
+                remove(path)
             self._damaged = []
         self.group.barrier()
         return target
@@ -152,11 +152,11 @@ class StateStore:
         """Remove all but the newest saves, and the weights beside them that a running run works with."""
         folders = self._folders()
         for path in folders[: len(folders) - keep]:
-            remove_tree(path)
+            remove(path)
         for path in self.directory.glob("*.safetensors"):
-            remove_tree(path)
+            remove(path)
         if not keep and self.directory.is_dir():
-            remove_tree(self.directory)
+            remove(self.directory)
 
     def _folders(self) -> list[Path]:
         if not self.directory.is_dir():

@@ -18,7 +18,7 @@ ROOT = HERE.parents[1]
 CHUNK_DTYPE = np.dtype([("data", "u8"), ("draw", "u8"), ("logical", "u8"), ("count", "i4"), ("task", "i4")])
 """The layout of ``sff::Chunk`` in ``csrc/cuda/chunks.h``."""
 
-FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-DSFF_ISA=device")
+FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-DSFF_ISA=device", "-DSFF_INLINE=inline")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
 
 

@@ -7,6 +7,8 @@
 
 #include "adamw_shim.cpp"
 
+#include "../../csrc/cuda/adamw_resident.cu"
+
 namespace {
 
 constexpr uint8_t kSentinel = 0x3c;  // finite in every dtype
@@ -64,9 +66,42 @@ void run(int dtype, int state, int storing, bool amsgrad, int64_t n, size_t lead
     }
 }
 
+// Words written by launches into memory of exactly their size, and steps prepared where they lie.
+void run_resident() {
+    for (const int64_t n : {1, 31, sff::kPageWords, sff::kPageWords + 1, 3 * sff::kPageWords}) {
+        std::unique_ptr<uint64_t[]> from(new uint64_t[static_cast<size_t>(n)]), to(new uint64_t[static_cast<size_t>(n)]);
+        for (int64_t i = 0; i < n; ++i) from[static_cast<size_t>(i)] = static_cast<uint64_t>(i) + 1;
+        if (sff::launch_writing(from.get(), n, to.get(), nullptr) != cudaSuccess) std::exit(1);
+        if (memcmp(from.get(), to.get(), static_cast<size_t>(n) * sizeof(uint64_t)) != 0) std::exit(3);
+    }
+    for (const size_t n : {1, 255, 256, 300}) {
+        std::unique_ptr<sff::AdamWTask[]> tasks(new sff::AdamWTask[n]());
+        std::unique_ptr<sff::AdamWOptions[]> options(new sff::AdamWOptions[n]());
+        std::unique_ptr<float[]> steps(new float[n]()), scale(new float[1]{2.0f}), found(new float[1]{0.0f});
+        std::unique_ptr<double[]> rate(new double[1]{0.01});
+        for (size_t i = 0; i < n; ++i) {
+            options[i].step = reinterpret_cast<uint64_t>(&steps[i]);
+            options[i].lr = reinterpret_cast<uint64_t>(rate.get());
+            options[i].rate_type = sff::kRateFloat64;
+            options[i].beta1 = 0.9;
+            options[i].beta2 = 0.999;
+            options[i].decoupled = 1;
+        }
+        for (int step = 1; step <= 3; ++step) {
+            found[0] = step == 2 ? 1.0f : 0.0f;  // the second one overflowed
+            if (sff::launch_preparing(tasks.get(), options.get(), static_cast<int64_t>(n), scale.get(), found.get(), nullptr) !=
+                cudaSuccess)
+                std::exit(1);
+        }
+        for (size_t i = 0; i < n; ++i)
+            if (steps[i] != 2.0f || tasks[i].grad_scale != 0.5f) std::exit(3);
+    }
+}
+
 }  // namespace
 
 int main() {
+    run_resident();
     constexpr int storing_of[][2] = {{0, 0}, {1, 0}, {1, 1}, {1, 2}, {2, 0}, {2, 2}};
     for (const auto& [dtype, storing] : storing_of)
         for (int state = 0; state < 3; ++state)
@@ -77,8 +112,8 @@ int main() {
                         run(dtype, state, storing, amsgrad, n, lead, 1 << 13, 1, 32, one);
                         run(dtype, state, storing, amsgrad, n, lead, 256, 2, 64, other);
                         if (one != other) {
-                            std::fprintf(stderr, "launch shapes differ: dtype %d, state %d, storing %d, %lld elements\n", dtype, state,
-                                         storing, static_cast<long long>(n));
+                            std::fprintf(stderr, "launch shapes differ: dtype %d, state %d, storing %d, %lld elements\n", dtype,
+                                         state, storing, static_cast<long long>(n));
                             return 1;
                         }
                     }

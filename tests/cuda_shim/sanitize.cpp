@@ -60,9 +60,35 @@ struct Parameter {
     }
 };
 
+// A box whose elements lie apart, in memory that ends with its last one: each thread does one of them.
+void run_scattered(int dtype, int distribution, int rounding, unsigned grid, unsigned block) {
+    constexpr int64_t rows = 5, columns = 7, row = 20, column = 2, lead = 3,
+                      count = lead + (rows - 1) * row + (columns - 1) * column + 1;
+    sff::Task t = task_of(dtype, distribution, rounding, count, 5);
+    const Parameter p(t, 0);
+    t.rank = 2;
+    t.size[0] = rows;
+    t.size[1] = columns;
+    t.memory_offset = lead;
+    t.memory_strides[0] = row;
+    t.memory_strides[1] = column;
+    t.draw_strides[0] = 1;
+    t.draw_strides[1] = rows;
+    t.logical_strides[0] = columns;
+    t.logical_strides[1] = 1;
+    if (sff_shim_smooth(&t, 1, 8, grid, block) != 1) std::exit(1);
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t at = i - lead;
+        if (at >= 0 && at % row < columns * column && at % row % column == 0) continue;
+        for (int64_t byte = i * kSize[dtype]; byte < (i + 1) * kSize[dtype]; ++byte)
+            if (p.memory[static_cast<size_t>(byte)] != kSentinel)
+                fail("an element between changed", dtype, distribution, rounding);
+    }
+}
+
 // The results of all cases, one launch shape and one chunk size.
-std::vector<Parameter> run(int dtype, int distribution, int rounding, const std::vector<Case>& cases, int32_t largest, unsigned grid,
-                           unsigned block) {
+std::vector<Parameter> run(int dtype, int distribution, int rounding, const std::vector<Case>& cases, int32_t largest,
+                           unsigned grid, unsigned block) {
     std::vector<sff::Task> tasks;
     std::vector<Parameter> parameters;
     for (const Case& c : cases) {
@@ -82,6 +108,8 @@ int main() {
     for (int dtype = 0; dtype < 4; ++dtype)
         for (int distribution = 0; distribution <= 5; ++distribution)
             for (int rounding = 0; rounding < (kSize[dtype] == 2 ? 2 : 1); ++rounding) {
+                run_scattered(dtype, distribution, rounding, 1, 32);
+                run_scattered(dtype, distribution, rounding, 3, 96);
                 std::vector<Case> congruent, all;  // the first take another kernel
                 for (const int64_t n : {1, 3, 8, 15, 31, 40, 129, 600})
                     for (int64_t lead = 0; lead < 16 / kSize[dtype]; ++lead) {

@@ -4,12 +4,12 @@
 // wait would hang on a GPU: here it ends the program with a message.
 #pragma once
 
-#include <ucontext.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+
+#include "fibers.h"
 
 namespace shim {
 
@@ -18,7 +18,7 @@ constexpr size_t kStack = 1 << 20;
 constexpr uint64_t kCanary = 0x5afe57acc5afe57aull;  // at the far end of every stack
 
 struct Warp {
-    ucontext_t scheduler, lanes[kLanes];
+    Fiber scheduler, lanes[kLanes];
     std::unique_ptr<char[]> stacks{new char[kLanes * kStack]};
     uint64_t values[2][kLanes];  // in turn: a lane may be at its next exchange before all have read this one
     int turn[kLanes];
@@ -32,7 +32,7 @@ inline thread_local Warp warp;
 inline void enter() {
     warp.call(warp.thread);
     warp.ended[warp.current] = true;
-    swapcontext(&warp.lanes[warp.current], &warp.scheduler);
+    switch_fibers(warp.lanes[warp.current], warp.scheduler);
 }
 
 template <class Thread>
@@ -45,12 +45,9 @@ void run_block(unsigned threads, const Thread& thread) {
     warp.thread = &thread;
     for (unsigned first = 0; first < threads; first += kLanes) {
         for (int lane = 0; lane < kLanes; ++lane) {
-            getcontext(&warp.lanes[lane]);
-            warp.lanes[lane].uc_stack.ss_sp = warp.stacks.get() + static_cast<size_t>(lane) * kStack;
-            warp.lanes[lane].uc_stack.ss_size = kStack;
-            warp.lanes[lane].uc_link = nullptr;
-            makecontext(&warp.lanes[lane], enter, 0);
-            memcpy(warp.stacks.get() + static_cast<size_t>(lane) * kStack, &kCanary, sizeof kCanary);
+            char* stack = warp.stacks.get() + static_cast<size_t>(lane) * kStack;
+            warp.lanes[lane].begin(stack, kStack, enter);
+            memcpy(stack, &kCanary, sizeof kCanary);
             warp.turn[lane] = 0;
             warp.ended[lane] = false;
         }
@@ -60,7 +57,7 @@ void run_block(unsigned threads, const Thread& thread) {
             for (int lane = 0; lane < kLanes; ++lane) {
                 warp.current = lane;
                 threadIdx.x = first + static_cast<unsigned>(lane);
-                swapcontext(&warp.scheduler, &warp.lanes[lane]);
+                switch_fibers(warp.scheduler, warp.lanes[lane]);
                 left += warp.ended[lane] ? 0 : 1;
             }
             for (int lane = 0; lane < kLanes; ++lane) {
@@ -87,7 +84,7 @@ void exchange(unsigned mask, T value, T (&all)[kLanes]) {
     const int lane = warp.current;
     uint64_t* values = warp.values[warp.turn[lane]++ % 2];
     memcpy(&values[lane], &value, sizeof value);
-    swapcontext(&warp.lanes[lane], &warp.scheduler);
+    switch_fibers(warp.lanes[lane], warp.scheduler);
     for (int i = 0; i < kLanes; ++i) memcpy(&all[i], &values[i], sizeof value);
 }
 

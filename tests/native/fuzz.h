@@ -168,7 +168,7 @@ inline void break_one_field(Source& s, Task& t) {
             t.p[s.below(8)] = static_cast<float>(strange);
             break;
         case 13:
-            t.data = s.one_in(2) ? 0 : t.data + 1;
+            t.data = s.one_in(2) ? 0 : t.data | 1;  // once more is the same: two steps of a byte would be an element
             break;
         case 14:
             t.memory_elements = s.below(t.memory_elements + 1);
@@ -210,9 +210,10 @@ inline Table make(Source& s, int64_t most_elements) {
         t.distribution = sff::kTable;
         t.draw_offset = s.below(5);
         oracle::Wide last = t.draw_offset;
-        for (int d = 0; d < std::min<int>(t.rank, sff::kMaxRank); ++d)
-            last += t.draw_strides[d] > 0 ? oracle::Wide(t.size[d] - 1) * t.draw_strides[d] : 0;
-        last = std::clamp<oracle::Wide>(last, -1, 100 * most_elements);  // of a box of any size: too few, or none
+        for (int d = 0; d < std::min<int>(t.rank, sff::kMaxRank); ++d) {
+            last += t.draw_strides[d] > 0 ? (oracle::Wide(t.size[d]) - 1) * t.draw_strides[d] : 0;
+            last = std::clamp<oracle::Wide>(last, -1, 100 * most_elements);  // of a box of any size: too few, or none
+        }
         t.table_elements = std::max<int64_t>(0, static_cast<int64_t>(last) + (s.one_in(6) ? 0 : 1));
         table.stored.push_back(std::make_unique<Memory>(t.table_elements * 4, s.below(4) * 4));
         t.table = table.stored.back()->address();

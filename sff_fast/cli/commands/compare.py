@@ -47,7 +47,7 @@ def compare(
     seeds: tuple[int, ...] | None,
     job: Job,
     **settings: Any,
-) -> None:
+) -> int:
     """Tune by several strategies and seeds from the same weights, and say which model to ship."""
     one_of("--strategy", strategy, "--strategies", strategies)
     one_of("--alpha", alpha, "--alphas", alphas)
@@ -61,4 +61,4 @@ def compare(
     windows = data.windows(model(), train_fraction)
     shares = (alpha,) if alpha is not None else alphas
     result = library(model, windows, strategies=chosen, seeds=numbers, alphas=shares, **job.settings(), **settings)
-    outcome.finish(job, result.metrics, result.runs, model, windows, arguments)
+    return outcome.finish(job, result.metrics, result.runs, model, windows, arguments)

@@ -29,7 +29,7 @@ from sff_fast.cli.types import Integer
     ),
 )
 @click.pass_obj
-def demo(arguments: list[str], seed: int | None, seeds: tuple[int, ...] | None, device: str, job: Job) -> None:
+def demo(arguments: list[str], seed: int | None, seeds: tuple[int, ...] | None, device: str, job: Job) -> int:
     """Tune a small pre-trained Timer on a year of real weather: zero-shot, TFS, FF and SFF, in a few minutes.
 
     Model and data come with the package; nothing is downloaded. What is measured is printed, whatever it is.
@@ -65,4 +65,4 @@ def demo(arguments: list[str], seed: int | None, seeds: tuple[int, ...] | None, 
         schedule=settings.SCHEDULE,
         device=device,
     )
-    outcome.finish(job, result.metrics, result.runs, model, windows, arguments)
+    return outcome.finish(job, result.metrics, result.runs, model, windows, arguments)

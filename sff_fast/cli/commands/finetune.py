@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from sff_fast.cli.exit_codes import DONE
 from sff_fast.cli.job import Job
 from sff_fast.cli.options import (
     alpha_option,
@@ -32,7 +33,7 @@ from sff_fast.cli.sources import ModelSource, WindowSource
 @click.pass_obj
 def finetune(
     arguments: list[str], model: ModelSource, data: WindowSource, train_fraction: float, job: Job, **settings: Any
-) -> None:
+) -> int:
     """Tune one model, test its best epoch, and say whether it beats the zero-shot model."""
     from sff_fast.cli import outcome
     from sff_fast.distributed import join
@@ -45,6 +46,6 @@ def finetune(
         windows = data.windows(adapter, train_fraction)
         result = library(adapter, windows, **job.settings(), **settings)
     if not group.writes:
-        return
+        return DONE  # torchrun ends the others as soon as one says more than that, also before the report is written
     metrics = read_json(f"{job.out}/metrics.json")
-    outcome.finish(job, metrics, [result] if metrics["runs"] else [], model, windows, arguments)
+    return outcome.finish(job, metrics, [result] if metrics["runs"] else [], model, windows, arguments)

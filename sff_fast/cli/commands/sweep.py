@@ -69,7 +69,7 @@ def sweep(
     halving: bool,
     job: Job,
     **settings: Any,
-) -> None:
+) -> int:
     """Smooth by several alphas from the same weights, choose one by validation, and test that one alone.
 
     Without --seed or --seeds every alpha gets 5 seeds.
@@ -101,4 +101,4 @@ def sweep(
     write_picture(job.out, result.metrics)
     if not job.as_json:
         print_sweep(result.metrics)
-    outcome.finish(job, result.metrics, result.runs, model, windows, arguments)
+    return outcome.finish(job, result.metrics, result.runs, model, windows, arguments)
