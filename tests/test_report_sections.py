@@ -23,6 +23,7 @@ from sff_fast import report
 from sff_fast.adapters import Forecast
 from sff_fast.data import ForecastData, Table
 from sff_fast.report import alphas, differences, landscapes, panels, render, rows, sweep, theme, windows
+from sff_fast.report.further import named_figures
 from sff_fast.training.statistics import paired_interval
 
 
@@ -32,6 +33,38 @@ def words(html: str) -> str:
 
 def headings(html: str) -> list[str]:
     return re.findall(r"<h2 id=\"([^\"]*)\">", html)
+
+
+# --- results ----------------------------------------------------------
+
+
+def test_what_was_measured_beside_mse_and_mae_has_a_table_of_its_own(tmp_path):
+    anomaly = {
+        "rmse": 0.6,
+        "rank": 1,
+        "segments": 27,
+        "quantile": 1 / 27,
+        "auc_roc": 0.91,
+        "f1_best": 0.5,
+        "segment_scores": [1.0],
+    }
+    metrics = make_metrics([make_run("ff", 0, 0.36, metrics={"test": anomaly}), make_run("sff", 1, 0.3)])
+    metrics["zero_shot"]["metrics"] = {"test": {**anomaly, "rank": 13, "f1_best": None}}
+    report.write(tmp_path, metrics, make_histories(metrics))
+    html = (tmp_path / "report.html").read_text()
+    assert headings(html)[:3] == ["verdict", "results", "further"]
+    table = words(html[html.index('<section aria-labelledby="further"') : html.index('<section aria-labelledby="comparison"')])
+    assert "seed test RMSE test rank test segments test quantile test AUC-ROC test best F1" in table
+    assert "zero-shot – – 0.6000 13 27 0.0370 0.9100 –" in table
+    assert "FF – 0 0.6000 1 27 0.0370 0.9100 0.5000" in table
+    assert "SFF chosen 0.7 1 – – – – – –" in table
+
+
+def test_the_errors_of_several_rates_of_hidden_patches_stand_beside_their_mean():
+    rates = {"rmse": 0.7, "mse_per_rate": {"0.25": 0.4, "0.5": 0.6}}
+    one = {"mse_per_rate": {"0.25": 0.4}}
+    assert named_figures(rates) == {"RMSE": 0.7, "MSE 0.25": 0.4, "MSE 0.5": 0.6}
+    assert named_figures(one) == {}
 
 
 # --- alpha ------------------------------------------------------------

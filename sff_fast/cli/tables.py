@@ -5,25 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sff_fast.report import rows
+from sff_fast.report import further, rows
 
 #: What the widest table of results takes up.
 _TABLE_WIDTH = 112
-#: What may be measured beside MSE and MAE, and what tables call it.
-FURTHER = {
-    "rmse": "RMSE",
-    "mase": "MASE",
-    "smape": "sMAPE",
-    "wql": "WQL",
-    "crps": "CRPS",
-    "rank": "rank",
-    "segments": "segments",
-    "quantile": "quantile",
-    "located": "located",
-    "auc_roc": "AUC-ROC",
-    "auc_pr": "AUC-PR",
-    "f1_best": "best F1",
-}
 _TERMINAL_STYLES = {
     "zero-shot": "bright_black",
     "tfs": "green",
@@ -52,9 +37,9 @@ def print_results(metrics: Mapping[str, Any]) -> None:
         table.add_row(Text(label + mark, style=_TERMINAL_STYLES.get(row.strategy, "")), *(cell or "-" for cell in rest))
     console = console_for_results()
     console.print(table)
-    further = further_metrics(metrics)
-    if further is not None:
-        console.print(further)
+    more = further_metrics(metrics)
+    if more is not None:
+        console.print(more)
     if rows.best_run(metrics) is not None:
         console.print("* the tuned model that validation chose; errors are on standardised data", style="dim")
     console.print()
@@ -70,30 +55,15 @@ def further_metrics(metrics: Mapping[str, Any]) -> Any | None:
     from rich.table import Table
     from rich.text import Text
 
-    found = [(row, _test_metrics(metrics, row)) for row in rows.result_rows(metrics)]
-    names = [name for name in FURTHER if any(isinstance(measured.get(name), (int, float)) for _, measured in found)]
-    if not names:
+    columns, lines = further.further_rows(metrics)
+    if not columns:
         return None
     table = Table(box=None, pad_edge=False, header_style="bold", title=None)
-    for position, column in enumerate(("strategy", "alpha", "seed", *(f"test {FURTHER[name]}" for name in names))):
+    for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
-    for row, measured in found:
-        figures = [format_figure(measured.get(name)) or "-" for name in names]
-        label = Text(row.label, style=_TERMINAL_STYLES.get(row.strategy, ""))
-        table.add_row(label, row.alpha or "-", "-" if row.seed is None else str(row.seed), *figures)
+    for row, (label, *figures) in lines:
+        table.add_row(Text(label, style=_TERMINAL_STYLES.get(row.strategy, "")), *(figure or "-" for figure in figures))
     return table
-
-
-def format_figure(value: Any) -> str:
-    """A metric as text: counts and ranks whole, everything else as errors are; empty for None."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value) if isinstance(value, int) else rows.format_error(value)
-
-
-def _test_metrics(metrics: Mapping[str, Any], row: rows.ResultRow) -> Mapping[str, Any]:
-    entry = metrics["zero_shot"] if row.index is None else metrics["runs"][row.index]
-    return entry.get("metrics", {}).get("test", {})
 
 
 def print_sweep(metrics: Mapping[str, Any]) -> None:
@@ -153,7 +123,7 @@ def print_errors(title: str, errors: Mapping[str, Any]) -> None:
     console = console_for_results()
     console.print(title, markup=False, soft_wrap=True)
     for name, value in errors.items():
-        console.print(f"  {name:<10} {format_figure(value)}", markup=False)
+        console.print(f"  {name:<10} {further.format_figure(value)}", markup=False)
 
 
 def console_for_results() -> Any:

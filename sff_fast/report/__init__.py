@@ -15,7 +15,7 @@ from typing import Any
 
 from sff_fast.errors import ArgumentError, require
 from sff_fast.files import atomic_write, read_json
-from sff_fast.report import alphas, differences, landscapes, page, panels, provenance, render, rows, sweep, theme
+from sff_fast.report import alphas, differences, further, landscapes, page, panels, provenance, render, rows, sweep, theme
 from sff_fast.report.panels import History
 from sff_fast.report.windows import ForecastWindow
 
@@ -155,7 +155,7 @@ def write(
     text = page.build(
         metrics["verdict"],
         str(metrics["sff_fast"]),
-        [_results(metrics), *([_alphas(metrics)] if swept else [])],
+        [_results(metrics), *([_alphas(metrics)] if swept else []), *_further(metrics)],
         sections,
         provenance.facts(metrics, **(facts or {})),
         title,
@@ -238,6 +238,15 @@ def _results(metrics: Mapping[str, Any]) -> page.Table:
         [page.Row(theme.style(line.strategy).role, line.cells(), "chosen" if line.chosen else "") for line in lines],
         [(look.label, look.meaning) for look in looks.values() if look.meaning],
     )
+
+
+def _further(metrics: Mapping[str, Any]) -> list[page.Table]:
+    """The table of what was measured beside MSE and MAE, if anything was."""
+    columns, lines = further.further_rows(metrics)
+    if not columns:
+        return []
+    cells = [page.Row(theme.style(row.strategy).role, cells, "chosen" if row.chosen else "") for row, cells in lines]
+    return [page.Table("further", "Other measures", "On the test part, of the same models.", columns, cells)]
 
 
 def _alphas(metrics: Mapping[str, Any]) -> page.Table:

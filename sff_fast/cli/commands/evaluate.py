@@ -31,7 +31,8 @@ def evaluate(
 ) -> None:
     """Measure the errors of a model, over all windows of a part."""
     from sff_fast.cli.job import use_threads
-    from sff_fast.cli.tables import FURTHER, print_errors
+    from sff_fast.cli.tables import print_errors
+    from sff_fast.report.further import named_figures
     from sff_fast.training import evaluate as library
 
     use_threads(threads)
@@ -43,8 +44,6 @@ def evaluate(
         click.echo(json.dumps(described, indent=2))
     else:
         count = len(getattr(windows, part))
-        named = {"mse": "MSE", "mae": "MAE", **FURTHER}
-        shown = {title: errors[name] for name, title in named.items() if errors.get(name) is not None}
-        if len(errors.get("mse_per_rate", ())) > 1:
-            shown.update({f"MSE {rate}": value for rate, value in errors["mse_per_rate"].items()})
+        named = {"MSE": errors.get("mse"), "MAE": errors.get("mae"), **named_figures(errors)}
+        shown = {title: value for title, value in named.items() if value is not None}
         print_errors(f"{model.family} on {count} windows of the {part} part (errors on standardised data)", shown)
