@@ -136,6 +136,9 @@ def test_every_figure_that_was_asked_for_is_listed_with_what_stops_it(blank):
         "| uniform float32, widest, against limit | 1 | ours / peer | <= 1.25 | 9.9 "
         "| the overlap of the two; 1.17 times the blank loop | 2026-11-22 22:15 |",
     ]
+    memory = {**_figure("<= 1048576", 0.0, "parameters", 0.0), **date, "case": "extra peak", "ours_ns": "", "peer_ns": ""}
+    line = kernel_limits.every_figure([memory], kernel_limits.missed([memory], {})).splitlines()[-1]
+    assert line.endswith("| <= 1048576 | 9.9 | **not shown** | 2026-11-22 22:15 |")
     with pytest.raises(KeyError):  # a figure that is not reached and that nothing is said of
         kernel_limits.every_figure(rows, [])
 

@@ -300,9 +300,8 @@ def missed(found: list[dict[str, str]], resident: dict[tuple[str, str, str], tup
             times = alone / threads, limit, blank[key]
             cells = [*(f"{ns:.3f}" for ns in times), *_reason(r, *times)]
         figure = f"{r['case']}, {r['isa']}, against {r['peer']}"
-        lines.append(
-            f"| {figure} | {threads} | {r['must']} | {r['ratio']} | {r['ours_ns']} | {needed_ns(r):.4f} | {' | '.join(cells)} |"
-        )
+        cells = [r["ours_ns"], f"{needed_ns(r):.4f}" if r["peer_ns"] else "", *cells]  # memory has no time
+        lines.append(f"| {figure} | {threads} | {r['must']} | {r['ratio']} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     return lines
 
@@ -328,7 +327,7 @@ def every_figure(found: list[dict[str, str]], stopped: list[str]) -> str:
     lines = []
     for r in (r for r in found if r["must"]):
         figure = f"{r['case']}, {r['isa']}, against {r['peer']}"
-        why = "holds" if r["holds"] == "yes" else reasons[figure, r["threads"]]
+        why = "holds" if r["holds"] == "yes" else reasons[figure, r["threads"]] or "**not shown**"
         lines.append(f"| {figure} | {r['threads']} | {r['of']} | {r['must']} | {r['ratio']} | {why} | {r['date']} |\n")
     return EVERY + "".join(lines)
 
