@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +42,14 @@ def flags() -> list[str]:
     return re.search(r"set\(SFF_CUDA_FLAGS ([^)]*)\)", text)[1].split()
 
 
+@functools.cache
+def _version() -> str:
+    return subprocess.run([tool("nvcc"), "--version"], capture_output=True, text=True, check=True).stdout
+
+
 def _cached(source: Path, what: str) -> Path:
     """Where the result of compiling a source goes: a name that changes with every file and flag that it depends on."""
-    version = subprocess.run([tool("nvcc"), "--version"], capture_output=True, text=True, check=True).stdout
-    digest = hashlib.blake2b(" ".join([version, what, *flags()]).encode(), digest_size=12)
+    digest = hashlib.blake2b(" ".join([_version(), what, *flags()]).encode(), digest_size=12)
     for path in (path for path in files_of([source], "-DSHIM_WARPS") if "csrc" in path.parts):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return CACHE / f"{source.stem}-{digest.hexdigest()}-{what.replace(' ', '-')}"
@@ -54,7 +60,7 @@ def compile_kernels(architecture: str, kind: str, source: Path = SOURCE) -> tupl
 
     Args:
         architecture: Such as ``"sm_90"``.
-        kind: ``"cubin"`` or ``"ptx"``.
+        kind: ``"ptx"``, or ``"cubin"``, which is made from it: it has the bytes of one made from the source.
         source: The ``.cu`` file, in a folder beside ``core``. Default: the kernels of smoothing.
 
     Returns:
@@ -65,12 +71,19 @@ def compile_kernels(architecture: str, kind: str, source: Path = SOURCE) -> tupl
     if not out.exists() or not said.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         made = out.with_name(f"{os.getpid()}-{out.name}")
-        command = [tool("nvcc"), *flags(), f"-arch={architecture}", f"-{kind}", "-Xptxas", "-v", str(source), "-o", str(made)]
+        given = compile_kernels(architecture, "ptx", source)[0] if kind == "cubin" else source
+        command = [tool("nvcc"), *flags(), f"-arch={architecture}", f"-{kind}", "-Xptxas", "-v", str(given), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         said.write_text(done.stderr)
         made.replace(out)  # whole or not at all
     return out, said.read_text()
+
+
+def compile_for_all(kind: str, source: Path = SOURCE) -> dict[str, tuple[Path, str]]:
+    """:func:`compile_kernels` for every architecture, side by side where there are several processors."""
+    with ThreadPoolExecutor(len(ARCHITECTURES)) as pool:
+        return dict(zip(ARCHITECTURES, pool.map(lambda name: compile_kernels(name, kind, source), ARCHITECTURES)))
 
 
 VARIANTS = ("plain", "truncated", "shifted")

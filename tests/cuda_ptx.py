@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cuda_code import ARCHITECTURES, ROOT, compile_kernels, kernel_name
+from cuda_code import ROOT, SOURCE, compile_for_all, kernel_name
 from cuda_shim import Shim
 from ptx import Kernel, Launch, Region, kernels
 
@@ -16,14 +16,13 @@ LARGEST = 64
 """Elements of a chunk: small, so that small tensors have several."""
 
 
-def programs(source: Path | None = None, named=kernel_name) -> dict[str, dict[object, Kernel]]:
+def programs(source: Path = SOURCE, named=kernel_name) -> dict[str, dict[object, Kernel]]:
     """The kernels of every architecture by what ``named`` makes of their symbols.
 
     Architectures whose kernels are the same to the letter stand under one key, their names joined.
     """
     texts: dict[str, list[str]] = {}
-    for architecture in ARCHITECTURES:
-        path, _ = compile_kernels(architecture, "ptx", *([source] if source else []))
+    for architecture, (path, _) in compile_for_all("ptx", source).items():
         text = path.read_text().replace(f".target {architecture}", ".target")
         texts.setdefault(text, []).append(architecture)
     return {"+".join(names): {named(k): v for k, v in kernels(text).items()} for text, names in texts.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cuda_code import ADAMW_SOURCE, ARCHITECTURES, adamw_name, compile_kernels, functions, resources
+from cuda_code import ADAMW_SOURCE, ARCHITECTURES, adamw_name, compile_for_all, functions, resources
 
 UNITS = {("float32", "float32"): 4}
 """Elements a thread takes at a time, by parameter and states; 8 elsewhere."""
@@ -12,7 +12,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def compiled(request):
-    cubin, report = compile_kernels(request.param, "cubin", ADAMW_SOURCE)
+    cubin, report = compile_for_all("cubin", ADAMW_SOURCE)[request.param]
     return request.param, resources(report, adamw_name), functions(cubin, adamw_name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cuda_code import ARCHITECTURES, compile_kernels, functions, resources
+from cuda_code import ARCHITECTURES, compile_for_all, functions, resources
 
 # Most instructions an element on the way that no special value takes: (uniform, normal) of the memory-bound kernels. The
 # square root of an older architecture takes more.
@@ -23,7 +23,7 @@ THREADS_A_MULTIPROCESSOR = 2048
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def compiled(request):
-    cubin, report = compile_kernels(request.param, "cubin")
+    cubin, report = compile_for_all("cubin")[request.param]
     return request.param, resources(report), functions(cubin)
 
 

@@ -56,9 +56,11 @@ def check(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("gpu_check", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    assert script.ELEMENTS >= 10**9
+    assert len(script.KINDS) <= script.ELEMENTS // script.PART, "a part of every kind at least"
     for name, value in {
         "DEVICE": "cpu",
-        "ELEMENTS": 28 * 500,
+        "ELEMENTS": 42 * 500,
         "PART": 500,
         "STEPPED": (1, 300),
         "MEASURED": 600,
@@ -102,11 +104,16 @@ def _main(script, monkeypatch, tests: int = 0, tool: str | None = None) -> tuple
 
 
 def test_every_check_runs_and_every_row_is_printed_and_written(check, monkeypatch, capsys):
+    compared, plain = [], check.cpu.run
+    monkeypatch.setattr(
+        check.cpu, "run", lambda tasks: compared.append((tasks[0].tensor.dtype, tasks[0].p, tasks[0].stochastic)) or plain(tasks)
+    )
     code, commands = _main(check, monkeypatch)
     said = capsys.readouterr().out
     assert code == 0, said
+    assert len(set(compared)) == 42, "dtypes, distributions and roundings"
     assert "compute-sanitizer: not installed, left out" in said
-    assert "bits: 14000 elements equal the CPU" in said
+    assert "bits: 21000 elements equal the CPU" in said
     assert "steps: 15 kinds equal the CPU" in said
     assert "replays: equal steps without a graph" in said
     assert said.endswith("gpu-check: passed\n")
@@ -120,8 +127,9 @@ def test_every_check_runs_and_every_row_is_printed_and_written(check, monkeypatc
     kinds = [kind for kind in kinds if kind[2] == "nearest" or "16" in kind[0]]
     smoothed = [tuple(row[3:5]) for row in rows if row[2] == "smooth_"]
     expected = [(d, f"{name}, {r}{ahead}") for d, name, r in kinds for ahead in ("", ", 1 element ahead")]
+    expected += [(str(dtype), path) for dtype in DTYPES for path in ("normal, elements apart", "stored values")]
     assert sorted(smoothed) == sorted(expected)
-    for dtype, ways in (("torch.float32", 3), ("torch.bfloat16", 4)):
+    for dtype, ways in (("torch.float32", 3), ("torch.bfloat16", 5)):
         stepped = [row[4] for row in rows if row[2] == "FusedAdamW" and row[3] == dtype]
         assert len(stepped) == len(set(stepped)) == 3 * ways
         assert {"float32 states", "int8 states, max_norm", "bfloat16 states, capturable"} <= set(stepped)

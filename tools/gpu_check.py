@@ -8,6 +8,7 @@ needs no network. Exits with 1 where anything differs.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import shutil
 import subprocess
@@ -17,14 +18,22 @@ from pathlib import Path
 import torch
 from kernel_cases import DISTRIBUTIONS, DTYPES, bits, tasks_for
 
-from sff_fast import FusedAdamW
+from sff_fast import FusedAdamW, table
 from sff_fast.backends import cpu, cuda
+from sff_fast.distributions import Constant
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "runs" / "gpu-check.csv"
 DEVICE = "cuda"
-ELEMENTS, PART = 1_000_000_000, 1 << 26
-"""Of the comparison with the CPU: in all, and at a time."""
+ELEMENTS, PART = 1_000_000_000, 1 << 24
+"""Of the comparison with the CPU: in all, and at a time; there are more parts than kinds."""
+KINDS = [
+    (dtype, name, rounding)
+    for dtype in DTYPES
+    for name in DISTRIBUTIONS
+    for rounding in ("nearest", "stochastic")[: 2 if dtype.itemsize == 2 else 1]
+]
+"""Of smoothing."""
 STEPPED = (1, 1000, 1 << 20, 333_333)
 """Elements of the parameters whose steps are compared."""
 MEASURED, COPIED, PARAMETERS = 1 << 28, 1 << 30, (64, 1 << 20)
@@ -81,14 +90,13 @@ def _sanitizer() -> bool:
 
 
 def _same_bits() -> bool:
-    """1e9 elements, a part after the other, over all distributions and dtypes."""
+    """1e9 elements, a part after the other, over all dtypes, distributions and roundings."""
     done, part, same = 0, 0, True
-    kinds = [(dtype, name) for dtype in DTYPES for name in DISTRIBUTIONS]
     while done < ELEMENTS:
-        dtype, name = kinds[part % len(kinds)]
+        dtype, name, rounding = KINDS[part % len(KINDS)]
         old = (torch.randn(PART, generator=torch.Generator().manual_seed(part)) * 0.05).to(dtype)
         new = old.to(DEVICE, copy=True)
-        arguments = {"rounding": ("nearest", "stochastic")[part % 2], "shift": part * PART + part % 8, "seed": part}
+        arguments = {"rounding": rounding, "shift": part * PART + part % 8, "seed": part}
         cpu.run(tasks_for(old, DISTRIBUTIONS[name], **arguments))
         cuda.run(tasks_for(new, DISTRIBUTIONS[name], **arguments))
         if not torch.equal(bits(new.cpu()), bits(old)):
@@ -176,13 +184,31 @@ def _measure() -> list[tuple[object, ...]]:
     for dtype in DTYPES:
         copied = _copied(dtype)
         x = torch.zeros(MEASURED, dtype=dtype, device=DEVICE)
-        for name, distribution in DISTRIBUTIONS.items():
-            for rounding in ("nearest", "stochastic")[: 2 if dtype.itemsize == 2 else 1]:
-                for ahead in (0, 1):
-                    prepared = cuda.prepare(tasks_for(x[ahead:], distribution, rounding=rounding))
-                    case = f"{name}, {rounding}" + (", 1 element ahead" if ahead else "")
-                    rows.append(_compared("smooth_", dtype, case, 2 * x.nbytes, _seconds(prepared.run), copied))
+        paths = [
+            (f"{name}, {rounding}{said}", tasks_for(x[ahead:], DISTRIBUTIONS[name], rounding=rounding), 2 * x.nbytes)
+            for kind, name, rounding in KINDS
+            for ahead, said in ((0, ""), (1, ", 1 element ahead"))
+            if kind == dtype
+        ]
+        paths.append(("normal, elements apart", _apart(x), 2 * x.nbytes))
+        paths.append(("stored values", _stored(x), 2 * x.nbytes + 4 * x.numel()))
+        for case, tasks, moved in paths:
+            rows.append(_compared("smooth_", dtype, case, moved, _seconds(cuda.prepare(tasks).run), copied))
     return rows
+
+
+def _apart(x: torch.Tensor) -> list[table.BoxTask]:
+    """All elements in an order in which neighbours are eight apart: each has a block of draws of its own."""
+    (task,) = tasks_for(x, DISTRIBUTIONS["normal"])
+    rows = x.numel() // 8
+    box = {"size": (8, rows), "memory_strides": (1, 8), "draw_strides": (rows, 1), "logical_strides": (rows, 1)}
+    return [dataclasses.replace(task, **box)]
+
+
+def _stored(x: torch.Tensor) -> list[table.BoxTask]:
+    """Values of the model that was traced in place of draws."""
+    (task,) = tasks_for(x, Constant(0.0))
+    return [dataclasses.replace(task, distribution=table.TABLE, table=torch.zeros(x.numel(), device=DEVICE))]
 
 
 def _measure_steps() -> list[tuple[object, ...]]:
@@ -198,9 +224,12 @@ def _measure_steps() -> list[tuple[object, ...]]:
             rows.append(_compared(f"torch AdamW {way}", dtype, "", 7 * dtype.itemsize * n, _seconds(optimizer.step), copied))
         for state in (state for kind, state in STEPS if kind == dtype):
             ways = [{}, {"max_norm": 1.0}, {"capturable": True}]
-            for way in [*ways, {"stochastic_rounding": True}] if dtype == torch.bfloat16 else ways:
-                # Clipping reads the gradients once more.
-                moved = ((4 if "max_norm" in way else 3) * dtype.itemsize + 4 * STATE_BYTES[state]) * n
+            if dtype == torch.bfloat16:
+                ways += [{"stochastic_rounding": True}, {"compensation": "kahan"}]
+            for way in ways:
+                # Clipping reads the gradients once more; what compensates is read and written.
+                arrays = 3 + ("max_norm" in way) + 2 * ("compensation" in way)
+                moved = (arrays * dtype.itemsize + 4 * STATE_BYTES[state]) * n
                 optimizer = FusedAdamW(params, state_dtype=state, **way)
                 case = ", ".join([f"{state} states", *way])
                 rows.append(_compared("FusedAdamW", dtype, case, moved, _seconds(optimizer.step), copied))
