@@ -23,7 +23,8 @@ struct View {
     explicit View(const Bytes& bytes) : tasks(reinterpret_cast<const sff::AdamWTask*>(bytes.data())) {
         constexpr auto size = static_cast<py::ssize_t>(sizeof(sff::AdamWTask));
         if (bytes.ndim() != 1 || bytes.nbytes() % size != 0)
-            throw std::invalid_argument("optimizer table: expected a contiguous byte array of a multiple of " + std::to_string(size) + " bytes");
+            throw std::invalid_argument("optimizer table: expected a contiguous byte array of a multiple of " +
+                                        std::to_string(size) + " bytes");
         count = bytes.nbytes() / size;
     }
 };
@@ -53,11 +54,13 @@ struct AdamWPlan {
         const sff::DeviceGuard guard(device);
         for (const sff::AdamWBucket& bucket : cut.buckets) {
             sff::Shape shape = {};
-            sff::expect(sff::adamw_shape_of(bucket, shape), "occupancy of the optimizer's kernel on device " + std::to_string(device));
-            sff::expect(sff::launch_adamw(bucket, reinterpret_cast<const sff::AdamWTask*>(tasks),
-                                          reinterpret_cast<const sff::AdamWChunk*>(image), reinterpret_cast<const float*>(factor),
-                                          reinterpret_cast<const float*>(found_inf), shape, reinterpret_cast<cudaStream_t>(stream)),
-                        "launch of the optimizer's kernel on device " + std::to_string(device));
+            sff::expect(sff::adamw_shape_of(bucket, shape),
+                        "occupancy of the optimizer's kernel on device " + std::to_string(device));
+            sff::expect(
+                sff::launch_adamw(bucket, reinterpret_cast<const sff::AdamWTask*>(tasks),
+                                  reinterpret_cast<const sff::AdamWChunk*>(image), reinterpret_cast<const float*>(factor),
+                                  reinterpret_cast<const float*>(found_inf), shape, reinterpret_cast<cudaStream_t>(stream)),
+                "launch of the optimizer's kernel on device " + std::to_string(device));
         }
         return static_cast<int>(cut.buckets.size());
     }
@@ -66,12 +69,12 @@ struct AdamWPlan {
     void clip(uint64_t tasks, uint64_t image, uint64_t sums, double grad_scale, double max_norm, uint64_t clipped, int device,
               uint64_t stream, uint64_t loss_scale) const {
         const sff::DeviceGuard guard(device);
-        sff::expect(sff::launch_clipping(static_cast<int64_t>(cut.pieces.size()), reinterpret_cast<const sff::AdamWTask*>(tasks),
-                                         reinterpret_cast<const sff::AdamWChunk*>(image + chunk_bytes()), reinterpret_cast<double*>(sums),
-                                         grad_scale, reinterpret_cast<const float*>(loss_scale), max_norm,
-                                         reinterpret_cast<sff::Clipped*>(clipped),
-                                         reinterpret_cast<cudaStream_t>(stream)),
-                    "launch of the gradient norm's kernels on device " + std::to_string(device));
+        sff::expect(
+            sff::launch_clipping(static_cast<int64_t>(cut.pieces.size()), reinterpret_cast<const sff::AdamWTask*>(tasks),
+                                 reinterpret_cast<const sff::AdamWChunk*>(image + chunk_bytes()), reinterpret_cast<double*>(sums),
+                                 grad_scale, reinterpret_cast<const float*>(loss_scale), max_norm,
+                                 reinterpret_cast<sff::Clipped*>(clipped), reinterpret_cast<cudaStream_t>(stream)),
+            "launch of the gradient norm's kernels on device " + std::to_string(device));
     }
 };
 
@@ -80,18 +83,20 @@ void write_words(const Bytes& bytes, uint64_t to, int device, uint64_t stream) {
     if (bytes.ndim() != 1 || bytes.nbytes() % 8 != 0 || to % 8 != 0)
         throw std::invalid_argument("write: expected a contiguous byte array and an address of multiples of 8 bytes");
     const sff::DeviceGuard guard(device);
-    sff::expect(sff::launch_writing(reinterpret_cast<const uint64_t*>(bytes.data()), bytes.nbytes() / 8, reinterpret_cast<uint64_t*>(to),
-                                    reinterpret_cast<cudaStream_t>(stream)),
+    sff::expect(sff::launch_writing(reinterpret_cast<const uint64_t*>(bytes.data()), bytes.nbytes() / 8,
+                                    reinterpret_cast<uint64_t*>(to), reinterpret_cast<cudaStream_t>(stream)),
                 "launch of the table's writing on device " + std::to_string(device));
 }
 
 // Counts a step of `count` tasks and sets their coefficients, where tables and options lie on the device. Addresses may be 0.
-void prepare_step(uint64_t tasks, uint64_t options, int64_t count, uint64_t loss_scale, uint64_t found_inf, int device, uint64_t stream) {
+void prepare_step(uint64_t tasks, uint64_t options, int64_t count, uint64_t loss_scale, uint64_t found_inf, int device,
+                  uint64_t stream) {
     const sff::DeviceGuard guard(device);
-    sff::expect(sff::launch_preparing(reinterpret_cast<sff::AdamWTask*>(tasks), reinterpret_cast<const sff::AdamWOptions*>(options), count,
-                                      reinterpret_cast<const float*>(loss_scale), reinterpret_cast<const float*>(found_inf),
-                                      reinterpret_cast<cudaStream_t>(stream)),
-                "launch of the step's preparation on device " + std::to_string(device));
+    sff::expect(
+        sff::launch_preparing(reinterpret_cast<sff::AdamWTask*>(tasks), reinterpret_cast<const sff::AdamWOptions*>(options),
+                              count, reinterpret_cast<const float*>(loss_scale), reinterpret_cast<const float*>(found_inf),
+                              reinterpret_cast<cudaStream_t>(stream)),
+        "launch of the step's preparation on device " + std::to_string(device));
 }
 
 // Refuses a table that would touch memory that is not its own, or an element twice.
@@ -108,15 +113,15 @@ void bind_cuda_optim(py::module_& m) {
     m.attr("ADAMW_OPTIONS_BYTES") = sizeof(sff::AdamWOptions);
     m.def("check_adamw", &check, py::arg("table"));
     m.def("write", &write_words, py::arg("bytes"), py::arg("to"), py::arg("device"), py::arg("stream"));
-    m.def("prepare", &prepare_step, py::arg("tasks"), py::arg("options"), py::arg("count"), py::arg("loss_scale"), py::arg("found_inf"),
-          py::arg("device"), py::arg("stream"));
+    m.def("prepare", &prepare_step, py::arg("tasks"), py::arg("options"), py::arg("count"), py::arg("loss_scale"),
+          py::arg("found_inf"), py::arg("device"), py::arg("stream"));
     py::class_<AdamWPlan>(m, "AdamWPlan")
         .def(py::init<const Bytes&>(), py::arg("table"))
         .def("image", &AdamWPlan::image)
-        .def("step", &AdamWPlan::step, py::arg("tasks"), py::arg("image"), py::arg("factor"), py::arg("device"), py::arg("stream"),
-             py::arg("found_inf") = 0)
-        .def("clip", &AdamWPlan::clip, py::arg("tasks"), py::arg("image"), py::arg("sums"), py::arg("grad_scale"), py::arg("max_norm"),
-             py::arg("clipped"), py::arg("device"), py::arg("stream"), py::arg("loss_scale") = 0)
+        .def("step", &AdamWPlan::step, py::arg("tasks"), py::arg("image"), py::arg("factor"), py::arg("device"),
+             py::arg("stream"), py::arg("found_inf") = 0)
+        .def("clip", &AdamWPlan::clip, py::arg("tasks"), py::arg("image"), py::arg("sums"), py::arg("grad_scale"),
+             py::arg("max_norm"), py::arg("clipped"), py::arg("device"), py::arg("stream"), py::arg("loss_scale") = 0)
         .def_property_readonly("launches", [](const AdamWPlan& p) { return p.cut.buckets.size(); })
         .def_property_readonly("chunks", [](const AdamWPlan& p) { return p.cut.chunks.size(); })
         .def_property_readonly("pieces", [](const AdamWPlan& p) { return p.cut.pieces.size(); });

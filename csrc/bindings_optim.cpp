@@ -17,8 +17,8 @@ Result run(Result (*function)(const sff::AdamWTask*, int64_t, int, const sff::Ad
     constexpr auto size = static_cast<py::ssize_t>(sizeof(sff::AdamWTask));
     if (threads < 1) throw std::invalid_argument("threads: expected at least 1, got " + std::to_string(threads));
     if (bytes.ndim() != 1 || bytes.nbytes() % size != 0)
-        throw std::invalid_argument("optimizer table: expected a contiguous byte array of a multiple of " +
-                                    std::to_string(size) + " bytes");
+        throw std::invalid_argument("optimizer table: expected a contiguous byte array of a multiple of " + std::to_string(size) +
+                                    " bytes");
     const auto* tasks = reinterpret_cast<const sff::AdamWTask*>(bytes.data());
     const int64_t count = bytes.nbytes() / size;
     const sff::AdamWKernel& kernel = sff::select_adamw(isa);

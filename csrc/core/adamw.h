@@ -32,8 +32,8 @@ struct AdamWCoefficients {
 // One step of a vector of elements, all in fp32, in two parts: a loop may do other things before the second, which waits for
 // the root. max_exp_avg_sq is read and written for amsgrad alone. Returns the root of the second moment.
 template <class L, bool Amsgrad>
-SFF_INLINE typename L::F adamw_moments(typename L::F& param, typename L::F grad, typename L::F& exp_avg, typename L::F& exp_avg_sq,
-                                       typename L::F& max_exp_avg_sq, const AdamWCoefficients<L>& c) {
+SFF_INLINE typename L::F adamw_moments(typename L::F& param, typename L::F grad, typename L::F& exp_avg,
+                                       typename L::F& exp_avg_sq, typename L::F& max_exp_avg_sq, const AdamWCoefficients<L>& c) {
     using F = typename L::F;
     grad = grad * c.grad_scale;
     if (c.coupled) {
@@ -49,7 +49,8 @@ SFF_INLINE typename L::F adamw_moments(typename L::F& param, typename L::F grad,
 }
 
 template <class L>
-SFF_INLINE typename L::F adamw_param(typename L::F param, typename L::F exp_avg, typename L::F root, const AdamWCoefficients<L>& c) {
+SFF_INLINE typename L::F adamw_param(typename L::F param, typename L::F exp_avg, typename L::F root,
+                                     const AdamWCoefficients<L>& c) {
     const typename L::F denominator = fused(root, c.correction, c.eps);
     return param - (c.step_size * exp_avg) / denominator;
 }

@@ -42,7 +42,6 @@ SFF_INLINE float widen(Float16 x) {
 #endif
 }
 
-
 SFF_INLINE float canonical(float x) { return is_nan_bits(to_bits(x)) ? from_bits(kNan32) : x; }
 SFF_INLINE void narrow(float x, float& out) { out = canonical(x); }
 

@@ -116,8 +116,7 @@ template <int J>
 SFF_INLINE void philox_blocks(const PhiloxKey& key, uint32_t block_low, uint32_t (&words)[J][4]) {
     uint64_t c[J][4];
     SFF_UNROLL
-    for (int j = 0; j < J; ++j)
-        c[j][0] = multiply_low_halves(block_low + static_cast<uint32_t>(j), kPhiloxM0);
+    for (int j = 0; j < J; ++j) c[j][0] = multiply_low_halves(block_low + static_cast<uint32_t>(j), kPhiloxM0);
     philox<Scalar, J, kSeparate>(c, key);
     SFF_UNROLL
     for (int j = 0; j < J; ++j) {

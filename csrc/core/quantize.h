@@ -8,8 +8,9 @@
 //   signed   0 ... 127    19     247                |error| <= 2^-5 (|x| + s / 247)     bit 7 is the sign
 //   unsigned 0 ... 255    20     2^31 * 1.875 - 1   |error| <= 2^-4 (x + s * 2^-30)
 //
-// (half a step of y is y / 32 or y / 16 at most; positive numbers that are raised to code 1 move by s * 2^-34.9). Encoding what decoding gave returns the codes and the scale: the last
-// code is in every block that is not zero, and both roundings together are below a millionth of a step.
+// (half a step of y is y / 32 or y / 16 at most; positive numbers that are raised to code 1 move by s * 2^-34.9). Encoding what
+// decoding gave returns the codes and the scale: the last code is in every block that is not zero, and both roundings together
+// are below a millionth of a step.
 //
 // exp_avg is rounded to nearest. exp_avg_sq moves by a thousandth a step: rounding to nearest would hold it still, so
 // that int8 and bfloat16 second moments are dithered: a number d in [0, 1) is added before truncation, and over the steps
@@ -23,12 +24,12 @@
 namespace sff {
 namespace SFF_ISA {
 
-constexpr float kSignedTop = 247.0f, kSignedUnit = 0x1.0953f4p-8f;       // T and 1 / T: 247 * unit rounds to 1
+constexpr float kSignedTop = 247.0f, kSignedUnit = 0x1.0953f4p-8f;  // T and 1 / T: 247 * unit rounds to 1
 constexpr float kUnsignedTop = 4026531840.0f, kUnsignedUnit = 0x1.111112p-32f;
 // The formulas take 2 y in the place of y, exactly: its bits are those of 2.0f with the code put in, as no code reaches the
 // one bit that is set in 2.0f.
 constexpr uint32_t kTwoBits = 0x40000000u;
-constexpr float kSmallestScale = 0x1p-90f;  // blocks below count as zero: their codes would fall among the denormals
+constexpr float kSmallestScale = 0x1p-90f;     // blocks below count as zero: their codes would fall among the denormals
 constexpr uint32_t kDitherStep = 0xC13FA9A9u;  // 2^32 / 1.3247...: the plastic number
 
 struct Int8 {
@@ -44,7 +45,9 @@ SFF_INLINE float block_scale(float largest, bool finite) {
 SFF_INLINE float encoding_factor(float scale, float top) { return scale > 0.0f ? 2.0f * top / scale : 0.0f; }
 
 template <class L>
-SFF_INLINE typename L::F magnitude(typename L::F x) { return from_bits(to_bits(x) & L::u(0x7fffffffu)); }
+SFF_INLINE typename L::F magnitude(typename L::F x) {
+    return from_bits(to_bits(x) & L::u(0x7fffffffu));
+}
 
 // Codes stand in the bits from L::code_bit on, zeros around them. Those that leave at bit 24 may have anything below.
 template <class L>

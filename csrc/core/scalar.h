@@ -1,9 +1,9 @@
 // One lane: float, uint32_t and uint64_t with the operations that the formulas are written in.
 //
 // A lane type L names L::F (fp32 lanes), L::U (32-bit lanes) and L::Q (64-bit lanes of which the low half counts) and
-// has f(), u() and q() to broadcast; L::code_bit is where in a 32-bit lane it holds the code of an int8 state. The free functions below exist for each of them. They are the only operations
-// allowed in a formula: correctly rounded +, -, *, fused multiply-add and square root, shifts, masks and selections, so
-// that every backend gives the same bits.
+// has f(), u() and q() to broadcast; L::code_bit is where in a 32-bit lane it holds the code of an int8 state. The free functions
+// below exist for each of them. They are the only operations allowed in a formula: correctly rounded +, -, *, fused multiply-add
+// and square root, shifts, masks and selections, so that every backend gives the same bits.
 #pragma once
 
 #include <cmath>
@@ -72,11 +72,17 @@ SFF_INLINE double square_root(double x) {
 }
 
 template <int S>
-SFF_INLINE uint32_t shift_left(uint32_t x) { return x << S; }
+SFF_INLINE uint32_t shift_left(uint32_t x) {
+    return x << S;
+}
 template <int S>
-SFF_INLINE uint32_t shift_right(uint32_t x) { return x >> S; }
+SFF_INLINE uint32_t shift_right(uint32_t x) {
+    return x >> S;
+}
 template <int S>
-SFF_INLINE uint32_t shift_right_signed(uint32_t x) { return static_cast<uint32_t>(static_cast<int32_t>(x) >> S); }
+SFF_INLINE uint32_t shift_right_signed(uint32_t x) {
+    return static_cast<uint32_t>(static_cast<int32_t>(x) >> S);
+}
 // To the left by S, to the right by -S.
 template <int S, class U>
 SFF_INLINE U shifted(U x) {
@@ -84,7 +90,9 @@ SFF_INLINE U shifted(U x) {
     if constexpr (S < 0) return shift_right<-S>(x);
     return x;
 }
-SFF_INLINE uint32_t select_bits(uint32_t mask, uint32_t if_set, uint32_t if_clear) { return (if_set & mask) | (if_clear & ~mask); }
+SFF_INLINE uint32_t select_bits(uint32_t mask, uint32_t if_set, uint32_t if_clear) {
+    return (if_set & mask) | (if_clear & ~mask);
+}
 SFF_INLINE float signed_to_float(uint32_t x) { return static_cast<float>(static_cast<int32_t>(x)); }
 SFF_INLINE uint32_t truncated(float x) { return static_cast<uint32_t>(static_cast<int32_t>(x)); }  // |x| < 2^31
 SFF_INLINE float select_by_sign(uint32_t sign, float if_set, float if_clear) {

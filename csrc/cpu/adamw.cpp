@@ -28,7 +28,8 @@ std::vector<Piece> cut(const AdamWTask* tasks, int64_t count, int64_t claim) {
 }
 
 int each(const std::vector<Piece>& pieces, int threads, const std::function<void(size_t)>& work) {
-    return share_out(static_cast<int64_t>(pieces.size()), {1, threads}, [&](int64_t i, int64_t) { work(static_cast<size_t>(i)); });
+    return share_out(static_cast<int64_t>(pieces.size()), {1, threads},
+                     [&](int64_t i, int64_t) { work(static_cast<size_t>(i)); });
 }
 
 int64_t elements_of(const AdamWTask* tasks, int64_t count) {
@@ -42,15 +43,14 @@ int64_t elements_of(const AdamWTask* tasks, int64_t count) {
 int adamw(const AdamWTask* tasks, int64_t count, int threads, const AdamWKernel& kernel) {
     const Shares shares = shares_of(elements_of(tasks, count), threads, kGrain);
     const std::vector<Piece> pieces = cut(tasks, count, shares.claim);
-    return each(pieces, shares.threads,
-                     [&](size_t i) { kernel.step(tasks[pieces[i].task], pieces[i].begin, pieces[i].end); });
+    return each(pieces, shares.threads, [&](size_t i) { kernel.step(tasks[pieces[i].task], pieces[i].begin, pieces[i].end); });
 }
 
 double sum_of_squares(const AdamWTask* tasks, int64_t count, int threads, const AdamWKernel& kernel) {
     const std::vector<Piece> pieces = cut(tasks, count, kSumPiece);
     std::vector<double> sums(pieces.size());
     each(pieces, shares_of(elements_of(tasks, count), threads, kGrain).threads,
-              [&](size_t i) { sums[i] = kernel.sum_of_squares(tasks[pieces[i].task], pieces[i].begin, pieces[i].end); });
+         [&](size_t i) { sums[i] = kernel.sum_of_squares(tasks[pieces[i].task], pieces[i].begin, pieces[i].end); });
     double total = 0;
     for (const double sum : sums) total += sum;
     return total;

@@ -1,7 +1,6 @@
 // One instruction set's optimizer. CMake compiles this file once for each, as it does smooth_isa.cpp.
-#include "lanes.h"
-
 #include "adamw_loop.h"
+#include "lanes.h"
 
 namespace sff {
 

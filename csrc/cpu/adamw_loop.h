@@ -69,16 +69,14 @@ SFF_INLINE void store_params(P* p, P* compensation, typename L::F first, typenam
         L::store_pair_stochastic(p, first, second, h);
     } else {
         L::store_pair(p, first, second);
-        if constexpr (Store == kStoreCompensated)
-            L::store_pair(compensation, first - L::load(p), second - L::load(p + L::lanes));
+        if constexpr (Store == kStoreCompensated) L::store_pair(compensation, first - L::load(p), second - L::load(p + L::lanes));
     }
 }
 
 template <class L, class S>
 SFF_INLINE void store_second_moments(S* p, typename L::F first, typename L::F second, typename L::U dither) {
     if constexpr (std::is_same<S, BFloat16>::value) {
-        L::store_upper_halves(p, dithered_bfloat16<L>(first, dither),
-                              dithered_bfloat16<L>(second, AdamWNoise<L>::next(dither)));
+        L::store_upper_halves(p, dithered_bfloat16<L>(first, dither), dithered_bfloat16<L>(second, AdamWNoise<L>::next(dither)));
     } else {
         L::store_pair(p, first, second);
     }
@@ -166,9 +164,13 @@ void adamw_dense(const AdamWArrays<P, S>& a, int64_t n, const AdamWNoise<L>& noi
 // Codes and scales: few bytes a block, so that less far ahead than parameters is the same time.
 constexpr int kPrefetchCodes = 512, kPrefetchScales = 256;
 template <class L>
-SFF_INLINE void prefetch_states(const Int8* codes) { L::prefetch(reinterpret_cast<uintptr_t>(codes) + kPrefetchCodes); }
+SFF_INLINE void prefetch_states(const Int8* codes) {
+    L::prefetch(reinterpret_cast<uintptr_t>(codes) + kPrefetchCodes);
+}
 template <class L>
-SFF_INLINE void prefetch_states(const float* scales) { L::prefetch(reinterpret_cast<uintptr_t>(scales) + kPrefetchScales); }
+SFF_INLINE void prefetch_states(const float* scales) {
+    L::prefetch(reinterpret_cast<uintptr_t>(scales) + kPrefetchScales);
+}
 
 constexpr uint32_t kInfinity = 0x7f800000u;  // as bits
 
@@ -324,7 +326,8 @@ SFF_INLINE void adamw_block(const AdamWArrays<P, Int8>& a, const uint16_t* h, ty
                 L::store(a.param + k, p[j]);
                 L::store(a.param + k + L::lanes, p[j + 1]);
             } else {
-                store_params<L, P, Store>(a.param + k, a.compensation + k, p[j], p[j + 1], advance<Store == kStoreStochastic>(h, k));
+                store_params<L, P, Store>(a.param + k, a.compensation + k, p[j], p[j + 1],
+                                          advance<Store == kStoreStochastic>(h, k));
             }
         }
         encoder.encode_unsigned_four(i);
@@ -342,8 +345,7 @@ SFF_INLINE void adamw_block(const AdamWArrays<P, Int8>& a, const uint16_t* h, ty
     const uint32_t m_bits = exact ? L::largest(to_bits(m_largest)) : now.exp_avg.largest_again();
     now.exp_avg.close(m_bits, dither, a.exp_avg_scale, a.exp_avg);
     now.exp_avg_sq.close(v_bits, dither, a.exp_avg_sq_scale, a.exp_avg_sq);
-    if constexpr (Amsgrad)
-        now.max_exp_avg_sq.close(L::largest(x_largest), dither, a.max_exp_avg_sq_scale, a.max_exp_avg_sq);
+    if constexpr (Amsgrad) now.max_exp_avg_sq.close(L::largest(x_largest), dither, a.max_exp_avg_sq_scale, a.max_exp_avg_sq);
 }
 
 template <class L, bool Amsgrad>
@@ -358,8 +360,8 @@ __attribute__((noinline)) void encode_waiting(const BlockMoments<L>& waiting) {
 
 // A parameter's last block, shorter than the others: a whole one on copies; the zeros behind it change no scale.
 template <class L, class P, bool Amsgrad, int Store>
-__attribute__((noinline)) void adamw_last_block(const AdamWArrays<P, Int8>& a, int64_t count, const uint16_t* h, typename L::U dither,
-                                                const AdamWCoefficients<L>& c) {
+__attribute__((noinline)) void adamw_last_block(const AdamWArrays<P, Int8>& a, int64_t count, const uint16_t* h,
+                                                typename L::U dither, const AdamWCoefficients<L>& c) {
     P param[kQuantizedBlock] = {}, grad[kQuantizedBlock] = {}, compensation[kQuantizedBlock] = {};
     Int8 exp_avg[kQuantizedBlock] = {}, exp_avg_sq[kQuantizedBlock] = {}, max_exp_avg_sq[kQuantizedBlock] = {};
     uint16_t rounding[kQuantizedBlock] = {};
@@ -454,15 +456,19 @@ void adamw_run(const AdamWTask& t, int64_t begin, int64_t end) {
 
 template <class L, class P, class S, int Store>
 void adamw_amsgrad(const AdamWTask& t, int64_t begin, int64_t end) {
-    return t.max_exp_avg_sq != 0 ? adamw_run<L, P, S, true, Store>(t, begin, end) : adamw_run<L, P, S, false, Store>(t, begin, end);
+    return t.max_exp_avg_sq != 0 ? adamw_run<L, P, S, true, Store>(t, begin, end)
+                                 : adamw_run<L, P, S, false, Store>(t, begin, end);
 }
 
 template <class L, class P, int Store>
 void adamw_state(const AdamWTask& t, int64_t begin, int64_t end) {
     switch (t.state_type) {
-        case kStateFloat32: return adamw_amsgrad<L, P, float, Store>(t, begin, end);
-        case kStateBFloat16: return adamw_amsgrad<L, P, BFloat16, Store>(t, begin, end);
-        default: return adamw_amsgrad<L, P, Int8, Store>(t, begin, end);
+        case kStateFloat32:
+            return adamw_amsgrad<L, P, float, Store>(t, begin, end);
+        case kStateBFloat16:
+            return adamw_amsgrad<L, P, BFloat16, Store>(t, begin, end);
+        default:
+            return adamw_amsgrad<L, P, Int8, Store>(t, begin, end);
     }
 }
 
@@ -473,9 +479,12 @@ void adamw_step(const AdamWTask& t, int64_t begin, int64_t end) {
         return t.storing == kStoreCompensated ? adamw_state<L, Float16, kStoreCompensated>(t, begin, end)
                                               : adamw_state<L, Float16, kStoreNearest>(t, begin, end);
     switch (t.storing) {
-        case kStoreStochastic: return adamw_state<L, BFloat16, kStoreStochastic>(t, begin, end);
-        case kStoreCompensated: return adamw_state<L, BFloat16, kStoreCompensated>(t, begin, end);
-        default: return adamw_state<L, BFloat16, kStoreNearest>(t, begin, end);
+        case kStoreStochastic:
+            return adamw_state<L, BFloat16, kStoreStochastic>(t, begin, end);
+        case kStoreCompensated:
+            return adamw_state<L, BFloat16, kStoreCompensated>(t, begin, end);
+        default:
+            return adamw_state<L, BFloat16, kStoreNearest>(t, begin, end);
     }
 }
 
@@ -500,9 +509,12 @@ double sum_of_squares_of(const P* g, int64_t n) {
 
 inline double sum_of_squares(const AdamWTask& t, int64_t begin, int64_t end) {
     switch (t.param_dtype) {
-        case kFloat32: return sum_of_squares_of(reinterpret_cast<const float*>(t.grad) + begin, end - begin);
-        case kBFloat16: return sum_of_squares_of(reinterpret_cast<const BFloat16*>(t.grad) + begin, end - begin);
-        default: return sum_of_squares_of(reinterpret_cast<const Float16*>(t.grad) + begin, end - begin);
+        case kFloat32:
+            return sum_of_squares_of(reinterpret_cast<const float*>(t.grad) + begin, end - begin);
+        case kBFloat16:
+            return sum_of_squares_of(reinterpret_cast<const BFloat16*>(t.grad) + begin, end - begin);
+        default:
+            return sum_of_squares_of(reinterpret_cast<const Float16*>(t.grad) + begin, end - begin);
     }
 }
 

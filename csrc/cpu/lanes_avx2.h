@@ -39,9 +39,7 @@ struct Avx2 {
         const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
         return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))};
     }
-    static SFF_INLINE F load(const Float16* p) {
-        return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-    }
+    static SFF_INLINE F load(const Float16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
 
     static constexpr int code_bit = 24;
     // One shuffle of bytes that were repeated by the load.
@@ -122,8 +120,10 @@ struct Avx2 {
     static SFF_INLINE void store_pair_stochastic(T* p, F a, F b, const uint16_t* h);
     static SFF_INLINE void interpolate(double* p, double shrink, double perturb, F draw) {
         const __m256d a = _mm256_set1_pd(shrink), b = _mm256_set1_pd(perturb);
-        const __m256d low = _mm256_fmadd_pd(a, _mm256_loadu_pd(p), _mm256_mul_pd(b, _mm256_cvtps_pd(_mm256_castps256_ps128(draw.v))));
-        const __m256d high = _mm256_fmadd_pd(a, _mm256_loadu_pd(p + 4), _mm256_mul_pd(b, _mm256_cvtps_pd(_mm256_extractf128_ps(draw.v, 1))));
+        const __m256d low =
+            _mm256_fmadd_pd(a, _mm256_loadu_pd(p), _mm256_mul_pd(b, _mm256_cvtps_pd(_mm256_castps256_ps128(draw.v))));
+        const __m256d high =
+            _mm256_fmadd_pd(a, _mm256_loadu_pd(p + 4), _mm256_mul_pd(b, _mm256_cvtps_pd(_mm256_extractf128_ps(draw.v, 1))));
         if (__builtin_expect(_mm256_movemask_pd(_mm256_cmp_pd(low, high, _CMP_UNORD_Q)) != 0, 0)) {
             float x[lanes];
             _mm256_storeu_ps(x, draw.v);
@@ -134,7 +134,9 @@ struct Avx2 {
         _mm256_storeu_pd(p + 4, high);
     }
     static SFF_INLINE void prefetch(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
-    static SFF_INLINE void prefetch_to_write(uintptr_t p) { asm volatile("prefetchw %0" : : "m"(*reinterpret_cast<const char*>(p))); }
+    static SFF_INLINE void prefetch_to_write(uintptr_t p) {
+        asm volatile("prefetchw %0" : : "m"(*reinterpret_cast<const char*>(p)));
+    }
     static SFF_INLINE void prefetch_far(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 };
 
@@ -154,11 +156,17 @@ SFF_INLINE Avx2::F from_bits(Avx2::U a) { return {_mm256_castsi256_ps(a.v)}; }
 SFF_INLINE Avx2::F signed_to_float(Avx2::U a) { return {_mm256_cvtepi32_ps(a.v)}; }
 SFF_INLINE Avx2::U truncated(Avx2::F a) { return {_mm256_cvttps_epi32(a.v)}; }
 template <int S>
-SFF_INLINE Avx2::U shift_left(Avx2::U a) { return {_mm256_slli_epi32(a.v, S)}; }
+SFF_INLINE Avx2::U shift_left(Avx2::U a) {
+    return {_mm256_slli_epi32(a.v, S)};
+}
 template <int S>
-SFF_INLINE Avx2::U shift_right(Avx2::U a) { return {_mm256_srli_epi32(a.v, S)}; }
+SFF_INLINE Avx2::U shift_right(Avx2::U a) {
+    return {_mm256_srli_epi32(a.v, S)};
+}
 template <int S>
-SFF_INLINE Avx2::U shift_right_signed(Avx2::U a) { return {_mm256_srai_epi32(a.v, S)}; }
+SFF_INLINE Avx2::U shift_right_signed(Avx2::U a) {
+    return {_mm256_srai_epi32(a.v, S)};
+}
 SFF_INLINE Avx2::F select_by_sign(Avx2::U s, Avx2::F a, Avx2::F b) {
     return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(s.v))};
 }
@@ -179,12 +187,8 @@ SFF_INLINE Avx2::Q high_half_shuffled(Avx2::Q a) { return {_mm256_shuffle_epi32(
 SFF_INLINE Avx2::Q to_high_half(Avx2::Q a) { return {_mm256_slli_epi64(a.v, 32)}; }
 SFF_INLINE Avx2::Q exclusive_or(Avx2::Q a, Avx2::Q b) { return {_mm256_xor_si256(a.v, b.v)}; }
 SFF_INLINE Avx2::Q exclusive_or(Avx2::Q a, Avx2::Q b, Avx2::Q c) { return exclusive_or(exclusive_or(a, b), c); }
-SFF_INLINE Avx2::Q join_low_halves(Avx2::Q a, Avx2::Q b) {
-    return {_mm256_blend_epi32(a.v, _mm256_slli_epi64(b.v, 32), 0xAA)};
-}
-SFF_INLINE Avx2::Q join_high_halves(Avx2::Q a, Avx2::Q b) {
-    return {_mm256_blend_epi32(_mm256_srli_epi64(a.v, 32), b.v, 0xAA)};
-}
+SFF_INLINE Avx2::Q join_low_halves(Avx2::Q a, Avx2::Q b) { return {_mm256_blend_epi32(a.v, _mm256_slli_epi64(b.v, 32), 0xAA)}; }
+SFF_INLINE Avx2::Q join_high_halves(Avx2::Q a, Avx2::Q b) { return {_mm256_blend_epi32(_mm256_srli_epi64(a.v, 32), b.v, 0xAA)}; }
 SFF_INLINE Avx2::U both_halves(Avx2::Q a) { return {a.v}; }
 SFF_INLINE void interleave_pairs(Avx2::Q a, Avx2::Q b, Avx2::U& low, Avx2::U& high) {
     const __m256 x = _mm256_castsi256_ps(a.v), y = _mm256_castsi256_ps(b.v);

@@ -142,8 +142,10 @@ struct Avx512 {
     static SFF_INLINE void store_pair_stochastic(T* p, F a, F b, const uint16_t* h);
     static SFF_INLINE void interpolate(double* p, double shrink, double perturb, F draw) {
         const __m512d a = _mm512_set1_pd(shrink), b = _mm512_set1_pd(perturb);
-        const __m512d low = _mm512_fmadd_pd(a, _mm512_loadu_pd(p), _mm512_mul_pd(b, _mm512_cvtps_pd(_mm512_castps512_ps256(draw.v))));
-        const __m512d high = _mm512_fmadd_pd(a, _mm512_loadu_pd(p + 8), _mm512_mul_pd(b, _mm512_cvtps_pd(_mm512_extractf32x8_ps(draw.v, 1))));
+        const __m512d low =
+            _mm512_fmadd_pd(a, _mm512_loadu_pd(p), _mm512_mul_pd(b, _mm512_cvtps_pd(_mm512_castps512_ps256(draw.v))));
+        const __m512d high =
+            _mm512_fmadd_pd(a, _mm512_loadu_pd(p + 8), _mm512_mul_pd(b, _mm512_cvtps_pd(_mm512_extractf32x8_ps(draw.v, 1))));
         if (__builtin_expect(_mm512_cmp_pd_mask(low, high, _CMP_UNORD_Q) != 0, 0)) {
             float x[lanes];
             _mm512_storeu_ps(x, draw.v);
@@ -154,7 +156,9 @@ struct Avx512 {
         _mm512_storeu_pd(p + 8, high);
     }
     static SFF_INLINE void prefetch(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
-    static SFF_INLINE void prefetch_to_write(uintptr_t p) { asm volatile("prefetchw %0" : : "m"(*reinterpret_cast<const char*>(p))); }
+    static SFF_INLINE void prefetch_to_write(uintptr_t p) {
+        asm volatile("prefetchw %0" : : "m"(*reinterpret_cast<const char*>(p)));
+    }
     static SFF_INLINE void prefetch_far(uintptr_t p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 };
 
@@ -174,11 +178,17 @@ SFF_INLINE Avx512::F from_bits(Avx512::U a) { return {_mm512_castsi512_ps(a.v)};
 SFF_INLINE Avx512::F signed_to_float(Avx512::U a) { return {_mm512_cvtepi32_ps(a.v)}; }
 SFF_INLINE Avx512::U truncated(Avx512::F a) { return {_mm512_cvttps_epi32(a.v)}; }
 template <int S>
-SFF_INLINE Avx512::U shift_left(Avx512::U a) { return {_mm512_slli_epi32(a.v, S)}; }
+SFF_INLINE Avx512::U shift_left(Avx512::U a) {
+    return {_mm512_slli_epi32(a.v, S)};
+}
 template <int S>
-SFF_INLINE Avx512::U shift_right(Avx512::U a) { return {_mm512_srli_epi32(a.v, S)}; }
+SFF_INLINE Avx512::U shift_right(Avx512::U a) {
+    return {_mm512_srli_epi32(a.v, S)};
+}
 template <int S>
-SFF_INLINE Avx512::U shift_right_signed(Avx512::U a) { return {_mm512_srai_epi32(a.v, S)}; }
+SFF_INLINE Avx512::U shift_right_signed(Avx512::U a) {
+    return {_mm512_srai_epi32(a.v, S)};
+}
 SFF_INLINE Avx512::F select_by_sign(Avx512::U s, Avx512::F a, Avx512::F b) {
     return {_mm512_mask_blend_ps(_mm512_movepi32_mask(s.v), b.v, a.v)};
 }

@@ -7,10 +7,10 @@ namespace sff {
 namespace SFF_ISA {
 
 struct Portable {
-    static constexpr int lanes = 4;            // fp32 lanes of F
-    static constexpr int blocks = lanes / 2;   // Philox blocks of Q
-    static constexpr int interleave = 1;       // units whose random words are made in step
-    static constexpr int together = 1;         // units whose draws are made from their words in step
+    static constexpr int lanes = 4;           // fp32 lanes of F
+    static constexpr int blocks = lanes / 2;  // Philox blocks of Q
+    static constexpr int interleave = 1;      // units whose random words are made in step
+    static constexpr int together = 1;        // units whose draws are made from their words in step
     static constexpr const char* name = "baseline";
 
     struct F {
@@ -47,7 +47,8 @@ struct Portable {
     // The larger magnitude of two; of a NaN and a number either.
     static SFF_INLINE F larger_magnitude(F a, F b) {
         F r;
-        for (int i = 0; i < lanes; ++i) r.v[i] = larger(from_bits(to_bits(a.v[i]) & 0x7fffffffu), from_bits(to_bits(b.v[i]) & 0x7fffffffu));
+        for (int i = 0; i < lanes; ++i)
+            r.v[i] = larger(from_bits(to_bits(a.v[i]) & 0x7fffffffu), from_bits(to_bits(b.v[i]) & 0x7fffffffu));
         return r;
     }
     static SFF_INLINE uint32_t largest(U a) {
@@ -91,49 +92,50 @@ struct Portable {
     static SFF_INLINE void interpolate(double* p, double shrink, double perturb, F draw) {
         for (int i = 0; i < lanes; ++i) p[i] = interpolated(p[i], shrink, perturb, draw.v[i]);
     }
-    static SFF_INLINE void prefetch(uintptr_t) {}      // a line that is needed soon
+    static SFF_INLINE void prefetch(uintptr_t) {}           // a line that is needed soon
     static SFF_INLINE void prefetch_to_write(uintptr_t) {}  // the same, of a line that is going to be written
-    static SFF_INLINE void prefetch_far(uintptr_t) {}  // into the second-level cache, which leaves the first level's few requests free
+    static SFF_INLINE void prefetch_far(uintptr_t) {
+    }  // into the second-level cache, which leaves the first level's few requests free
 };
 
-#define SFF_LANEWISE(type, expression)                        \
-    {                                                         \
-        Portable::type r;                                     \
+#define SFF_LANEWISE(type, expression)                                 \
+    {                                                                  \
+        Portable::type r;                                              \
         for (int i = 0; i < Portable::lanes; ++i) r.v[i] = expression; \
-        return r;                                             \
+        return r;                                                      \
     }
-SFF_INLINE Portable::F operator+(Portable::F a, Portable::F b) SFF_LANEWISE(F, a.v[i] + b.v[i])
-SFF_INLINE Portable::F operator-(Portable::F a, Portable::F b) SFF_LANEWISE(F, a.v[i] - b.v[i])
-SFF_INLINE Portable::F operator*(Portable::F a, Portable::F b) SFF_LANEWISE(F, a.v[i] * b.v[i])
-SFF_INLINE Portable::F operator/(Portable::F a, Portable::F b) SFF_LANEWISE(F, a.v[i] / b.v[i])
-SFF_INLINE Portable::U operator+(Portable::U a, Portable::U b) SFF_LANEWISE(U, a.v[i] + b.v[i])
-SFF_INLINE Portable::U operator-(Portable::U a, Portable::U b) SFF_LANEWISE(U, a.v[i] - b.v[i])
-SFF_INLINE Portable::U operator&(Portable::U a, Portable::U b) SFF_LANEWISE(U, a.v[i] & b.v[i])
-SFF_INLINE Portable::U operator|(Portable::U a, Portable::U b) SFF_LANEWISE(U, a.v[i] | b.v[i])
-SFF_INLINE Portable::U operator^(Portable::U a, Portable::U b) SFF_LANEWISE(U, a.v[i] ^ b.v[i])
-SFF_INLINE Portable::F fused(Portable::F a, Portable::F b, Portable::F c) SFF_LANEWISE(F, fused(a.v[i], b.v[i], c.v[i]))
-SFF_INLINE Portable::F square_root(Portable::F a) SFF_LANEWISE(F, square_root(a.v[i]))
-SFF_INLINE Portable::U to_bits(Portable::F a) SFF_LANEWISE(U, to_bits(a.v[i]))
-SFF_INLINE Portable::F from_bits(Portable::U a) SFF_LANEWISE(F, from_bits(a.v[i]))
-SFF_INLINE Portable::F signed_to_float(Portable::U a) SFF_LANEWISE(F, signed_to_float(a.v[i]))
-template <int S>
-SFF_INLINE Portable::U shift_left(Portable::U a) SFF_LANEWISE(U, a.v[i] << S)
-template <int S>
-SFF_INLINE Portable::U shift_right(Portable::U a) SFF_LANEWISE(U, a.v[i] >> S)
-template <int S>
-SFF_INLINE Portable::U shift_right_signed(Portable::U a) SFF_LANEWISE(U, shift_right_signed<S>(a.v[i]))
-SFF_INLINE Portable::F select_by_sign(Portable::U s, Portable::F a, Portable::F b)
-    SFF_LANEWISE(F, select_by_sign(s.v[i], a.v[i], b.v[i]))
-SFF_INLINE Portable::F select_less(Portable::F a, Portable::F b, Portable::F x, Portable::F y)
-    SFF_LANEWISE(F, select_less(a.v[i], b.v[i], x.v[i], y.v[i]))
-SFF_INLINE Portable::U select_bits(Portable::U mask, Portable::U a, Portable::U b)
-    SFF_LANEWISE(U, select_bits(mask.v[i], a.v[i], b.v[i]))
-SFF_INLINE Portable::U larger(Portable::U a, Portable::U b) SFF_LANEWISE(U, a.v[i] > b.v[i] ? a.v[i] : b.v[i])
-SFF_INLINE Portable::F smaller(Portable::F a, Portable::F b) SFF_LANEWISE(F, smaller(a.v[i], b.v[i]))
-SFF_INLINE Portable::F larger(Portable::F a, Portable::F b) SFF_LANEWISE(F, larger(a.v[i], b.v[i]))
+SFF_INLINE Portable::F operator+(Portable::F a, Portable::F b)
+    SFF_LANEWISE(F, a.v[i] + b.v[i]) SFF_INLINE Portable::F operator-(Portable::F a, Portable::F b)
+        SFF_LANEWISE(F, a.v[i] - b.v[i]) SFF_INLINE Portable::F operator*(Portable::F a, Portable::F b)
+            SFF_LANEWISE(F, a.v[i] * b.v[i]) SFF_INLINE Portable::F operator/(Portable::F a, Portable::F b)
+                SFF_LANEWISE(F, a.v[i] / b.v[i]) SFF_INLINE Portable::U operator+(Portable::U a, Portable::U b)
+                    SFF_LANEWISE(U, a.v[i] + b.v[i]) SFF_INLINE Portable::U operator-(Portable::U a, Portable::U b)
+                        SFF_LANEWISE(U, a.v[i] - b.v[i]) SFF_INLINE Portable::U operator&(Portable::U a, Portable::U b)
+                            SFF_LANEWISE(U, a.v[i] & b.v[i]) SFF_INLINE Portable::U operator|(Portable::U a, Portable::U b)
+                                SFF_LANEWISE(U, a.v[i] | b.v[i]) SFF_INLINE Portable::U operator^(Portable::U a, Portable::U b)
+                                    SFF_LANEWISE(U, a.v[i] ^ b.v[i]) SFF_INLINE Portable::F
+    fused(Portable::F a, Portable::F b, Portable::F c) SFF_LANEWISE(F, fused(a.v[i], b.v[i], c.v[i])) SFF_INLINE Portable::F
+    square_root(Portable::F a) SFF_LANEWISE(F, square_root(a.v[i])) SFF_INLINE Portable::U to_bits(Portable::F a)
+        SFF_LANEWISE(U, to_bits(a.v[i])) SFF_INLINE Portable::F from_bits(Portable::U a)
+            SFF_LANEWISE(F, from_bits(a.v[i])) SFF_INLINE Portable::F
+    signed_to_float(Portable::U a) SFF_LANEWISE(F, signed_to_float(a.v[i])) template <int S>
+    SFF_INLINE Portable::U shift_left(Portable::U a) SFF_LANEWISE(U, a.v[i] << S) template <int S>
+    SFF_INLINE Portable::U shift_right(Portable::U a) SFF_LANEWISE(U, a.v[i] >> S) template <int S>
+    SFF_INLINE Portable::U shift_right_signed(Portable::U a) SFF_LANEWISE(U, shift_right_signed<S>(a.v[i])) SFF_INLINE Portable::F
+    select_by_sign(Portable::U s, Portable::F a, Portable::F b)
+        SFF_LANEWISE(F, select_by_sign(s.v[i], a.v[i], b.v[i])) SFF_INLINE Portable::F
+    select_less(Portable::F a, Portable::F b, Portable::F x, Portable::F y)
+        SFF_LANEWISE(F, select_less(a.v[i], b.v[i], x.v[i], y.v[i])) SFF_INLINE Portable::U
+    select_bits(Portable::U mask, Portable::U a, Portable::U b)
+        SFF_LANEWISE(U, select_bits(mask.v[i], a.v[i], b.v[i])) SFF_INLINE Portable::U larger(Portable::U a, Portable::U b)
+            SFF_LANEWISE(U, a.v[i] > b.v[i] ? a.v[i] : b.v[i]) SFF_INLINE Portable::F smaller(Portable::F a, Portable::F b)
+                SFF_LANEWISE(F, smaller(a.v[i], b.v[i])) SFF_INLINE Portable::F larger(Portable::F a, Portable::F b)
+                    SFF_LANEWISE(F, larger(a.v[i], b.v[i]))
 #undef SFF_LANEWISE
 
-SFF_INLINE Portable::Q operator+(Portable::Q a, Portable::Q b) { return {{a.v[0] + b.v[0], a.v[1] + b.v[1]}}; }
+                        SFF_INLINE Portable::Q operator+(Portable::Q a, Portable::Q b) {
+    return {{a.v[0] + b.v[0], a.v[1] + b.v[1]}};
+}
 SFF_INLINE Portable::Q multiply_low_halves(Portable::Q a, Portable::Q b) {
     return {{multiply_low_halves(a.v[0], b.v[0]), multiply_low_halves(a.v[1], b.v[1])}};
 }

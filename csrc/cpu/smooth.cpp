@@ -23,7 +23,8 @@ int smooth(const Task* tasks, int64_t count, int threads, const Kernel& kernel) 
     // Work is cut by bytes over all tasks: claim k is bytes [k, k + 1) * claim of their concatenation.
     std::vector<int64_t> starts(static_cast<size_t>(count) + 1, 0);
     for (int64_t i = 0; i < count; ++i)
-        starts[static_cast<size_t>(i) + 1] = starts[static_cast<size_t>(i)] + elements_of(tasks[i]) * kElementSize[tasks[i].dtype];
+        starts[static_cast<size_t>(i) + 1] =
+            starts[static_cast<size_t>(i)] + elements_of(tasks[i]) * kElementSize[tasks[i].dtype];
     const int64_t total = starts.back();
     return share_out(total, shares_of(total, threads, kGrain), [&](int64_t begin, int64_t end) {
         int64_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;

@@ -1,6 +1,5 @@
 // One instruction set's kernels. CMake compiles this file once for each, with SFF_ISA and the compiler's flags for it.
 #include "lanes.h"
-
 #include "smooth_loop.h"
 
 namespace sff {

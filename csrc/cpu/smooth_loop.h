@@ -58,7 +58,8 @@ SFF_INLINE void apply_pair(T* p, typename L::F first, typename L::F second, cons
 }
 
 template <class L, class T>
-SFF_INLINE void apply_pair_stochastic(T* p, typename L::F first, typename L::F second, const Coefficients<L>& c, const uint16_t* h) {
+SFF_INLINE void apply_pair_stochastic(T* p, typename L::F first, typename L::F second, const Coefficients<L>& c,
+                                      const uint16_t* h) {
     L::store_pair_stochastic(p, fused(c.shrink, L::load(p), c.perturb * first),
                              fused(c.shrink, L::load(p + L::lanes), c.perturb * second), h);
 }
@@ -234,8 +235,9 @@ void draw_run(T* p, int64_t n, uint64_t draw, const uint16_t* h, const Task& tas
             units<L, T, Kind, 1, Stochastic>(p + i, 0, products, products, key, advance<tabled>(table, i),
                                              advance<Stochastic>(h, i), t, c);
         if (i < end)
-            partial_unit<L, T, Kind, Stochastic>(p + i, 0, static_cast<int>(end - i), block + static_cast<uint64_t>(i - begin) / 4,
-                                                 advance<tabled>(table, i), advance<Stochastic>(h, i), task);
+            partial_unit<L, T, Kind, Stochastic>(p + i, 0, static_cast<int>(end - i),
+                                                 block + static_cast<uint64_t>(i - begin) / 4, advance<tabled>(table, i),
+                                                 advance<Stochastic>(h, i), task);
         p += end;
         h = advance<Stochastic>(h, end);
         table = advance<tabled>(table, end);
@@ -308,10 +310,14 @@ template <class L, class T>
 void run_contiguous(T* p, int64_t n, uint64_t draw, uint64_t logical, const Task& t) {
     if (t.shrink == 0) memset(static_cast<void*>(p), 0, sizeof(T) * static_cast<size_t>(n));
     switch (t.distribution) {
-        case kConstant: return run_kind<L, T, kConstant>(p, n, draw, logical, t);
-        case kUniform: return run_kind<L, T, kUniform>(p, n, draw, logical, t);
-        case kNormal: return run_kind<L, T, kNormal>(p, n, draw, logical, t);
-        case kTable: return run_kind<L, T, kTable>(p, n, draw, logical, t);
+        case kConstant:
+            return run_kind<L, T, kConstant>(p, n, draw, logical, t);
+        case kUniform:
+            return run_kind<L, T, kUniform>(p, n, draw, logical, t);
+        case kNormal:
+            return run_kind<L, T, kNormal>(p, n, draw, logical, t);
+        case kTable:
+            return run_kind<L, T, kTable>(p, n, draw, logical, t);
         default:
             return t.p[7] != 0 ? run_kind<L, T, kTruncNormalTail>(p, n, draw, logical, t)
                                : run_kind<L, T, kTruncNormal>(p, n, draw, logical, t);
@@ -325,7 +331,8 @@ void run_strided(T* p, int64_t memory_stride, uint64_t draw, int64_t draw_stride
     float draws[4] = {};
     uint32_t words[4] = {};
     uint64_t have_block = ~0ull, have_round = ~0ull;
-    for (int64_t i = 0; i < n; ++i, draw += static_cast<uint64_t>(draw_stride), logical += static_cast<uint64_t>(logical_stride)) {
+    for (int64_t i = 0; i < n;
+         ++i, draw += static_cast<uint64_t>(draw_stride), logical += static_cast<uint64_t>(logical_stride)) {
         T& element = p[i * memory_stride];  // no pointer steps past the last one: a stride may be huge where n is 1
         float r;
         if (t.distribution == kConstant) {
@@ -342,7 +349,8 @@ void run_strided(T* p, int64_t memory_stride, uint64_t draw, int64_t draw_stride
             const float x = interpolated(element, static_cast<float>(t.shrink), static_cast<float>(t.perturb), r);
             if constexpr (!std::is_same<T, float>::value) {
                 if (t.rounding == kStochastic) {
-                    if ((logical >> 3) != have_round) philox_block(t.round_seed, t.round_stream, have_round = logical >> 3, words);
+                    if ((logical >> 3) != have_round)
+                        philox_block(t.round_seed, t.round_stream, have_round = logical >> 3, words);
                     narrow_stochastic(x, (words[(logical >> 1) & 3] >> (16 * (logical & 1))) & 0xffffu, element);
                     continue;
                 }
@@ -386,10 +394,14 @@ void run_box(const Task& t, int64_t begin, int64_t end) {
 template <class L>
 void run_task(const Task& t, int64_t begin, int64_t end) {
     switch (t.dtype) {
-        case kFloat32: return run_box<L, float>(t, begin, end);
-        case kBFloat16: return run_box<L, BFloat16>(t, begin, end);
-        case kFloat16: return run_box<L, Float16>(t, begin, end);
-        default: return run_box<L, double>(t, begin, end);
+        case kFloat32:
+            return run_box<L, float>(t, begin, end);
+        case kBFloat16:
+            return run_box<L, BFloat16>(t, begin, end);
+        case kFloat16:
+            return run_box<L, Float16>(t, begin, end);
+        default:
+            return run_box<L, double>(t, begin, end);
     }
 }
 

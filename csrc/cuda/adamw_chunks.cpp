@@ -22,7 +22,8 @@ void cut(const AdamWTask& t, int32_t task, int64_t largest, std::vector<AdamWChu
 
 AdamWChunks cut_adamw(const AdamWTask* tasks, int64_t count, int32_t largest) {
     if (largest < kQuantizedBlock || largest % kQuantizedBlock != 0)
-        throw std::invalid_argument("largest: expected a multiple of " + std::to_string(kQuantizedBlock) + ", got " + std::to_string(largest));
+        throw std::invalid_argument("largest: expected a multiple of " + std::to_string(kQuantizedBlock) + ", got " +
+                                    std::to_string(largest));
     if (count > std::numeric_limits<int32_t>::max())
         throw std::invalid_argument("optimizer table: expected at most 2^31 - 1 tasks, got " + std::to_string(count));
     AdamWChunks result;

@@ -1,5 +1,6 @@
 // Steps of the optimizer that the device prepares for itself, so that a CUDA graph may hold them: tables that lie on the device
-// and are written by launches, and coefficients computed from step numbers there. Host code, without allocation or synchronisation.
+// and are written by launches, and coefficients computed from step numbers there. Host code, without allocation or
+// synchronisation.
 #pragma once
 
 #include <cuda_runtime.h>

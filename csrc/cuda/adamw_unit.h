@@ -51,7 +51,8 @@ SFF_INLINE void put_pair(uint32_t* words, int pair, float x, float y) {
     } else {
         words[pair] = narrow_pair<T>(x, y);
         if (x != x || y != y) {
-            const T low = canonical(T{static_cast<uint16_t>(words[pair])}), high = canonical(T{static_cast<uint16_t>(words[pair] >> 16)});
+            const T low = canonical(T{static_cast<uint16_t>(words[pair])}),
+                    high = canonical(T{static_cast<uint16_t>(words[pair] >> 16)});
             words[pair] = low.bits | static_cast<uint32_t>(high.bits) << 16;
         }
     }
@@ -76,7 +77,8 @@ SFF_INLINE void put_parameters(uint32_t* param, uint32_t* compensation, int pair
 template <class S>
 SFF_INLINE void put_second_moments(uint32_t* words, int pair, float x, float y, uint32_t dither) {
     if constexpr (std::is_same<S, BFloat16>::value) {
-        words[pair] = dithered_bfloat16<Scalar>(x, dither) >> 16 | (dithered_bfloat16<Scalar>(y, dither + kDitherStep) & 0xffff0000u);
+        words[pair] =
+            dithered_bfloat16<Scalar>(x, dither) >> 16 | (dithered_bfloat16<Scalar>(y, dither + kDitherStep) & 0xffff0000u);
     } else {
         put_pair<S>(words, pair, x, y);
     }
