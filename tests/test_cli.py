@@ -791,6 +791,7 @@ def test_a_sweep_prints_all_alphas_and_draws_them(tmp_path, data, capsys):
     assert {"metrics.json", "model", "report.html", "sweep.png", "comparison.png"} <= {path.name for path in out.iterdir()}
     assert {path.name for path in out.iterdir()} <= set(WRITTEN)  # so that --overwrite removes it
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert ": sweep of alpha</title>" in (out / "report.html").read_text()
     metrics = json.loads((out / "metrics.json").read_text())
     assert [point["groups"] for point in metrics["sweep"]["points"]] == [{"head": 1.0}] * 2
     assert metrics["verdict"] in text

@@ -78,6 +78,7 @@ def _write_report(
     source = Path(str(metrics["data"]["source"])).name
     described = metrics["data"]
     tuned = any(run["strategy"] != "zero-shot" for run in metrics["runs"])
+    what = "sweep of alpha" if "sweep" in metrics else "fine-tuning" if tuned else "zero-shot"
     subtitle = (
         f"{window_in_words(described)}; windows: {', '.join(f'{count} {part}' for part, count in described['windows'].items())}"
     )
@@ -93,7 +94,7 @@ def _write_report(
         sample_windows(data, adapters) if data.task == "forecast" else (),
         task=data.task,
         task_panels=task_panels,
-        title=f"{zero_shot.variant} on {source}: {'fine-tuning' if tuned else 'zero-shot'}",
+        title=f"{zero_shot.variant} on {source}: {what}",
         subtitle=subtitle,
         arguments=[argument for argument in arguments if argument != "--resume"],
         facts={"plan_hash": zero_shot.plan().hash},
