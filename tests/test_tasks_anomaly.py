@@ -17,7 +17,7 @@ from sff_fast.data.ucr import Labels, labels_of
 from sff_fast.errors import ArgumentError, DataError, MissingPackageError
 from sff_fast.metrics import NotFiniteError
 from sff_fast.report.anomaly import envelope
-from sff_fast.tasks.anomaly import detection
+from sff_fast.tasks.anomaly import detection, segment_edges
 from sff_fast.training import evaluate, finetune
 
 LENGTH, SEGMENT = 64, 16
@@ -173,6 +173,30 @@ def test_the_figures_of_detection_are_those_by_hand() -> None:
     assert found["auc_pr"] == pytest.approx((1 / 3 + 2 / 5) / 2, rel=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("rows", "length", "edges"),
+    [
+        (1, 4, [0, 1]),
+        (4, 4, [0, 4]),
+        (5, 4, [0, 5]),
+        (6, 4, [0, 4, 6]),
+        (9, 4, [0, 4, 9]),
+        (3, 1, [0, 1, 2, 3]),
+        (8, 3, [0, 3, 6, 8]),
+    ],
+)
+def test_a_rest_of_less_than_half_a_segment_joins_the_one_before_it(rows: int, length: int, edges: list[int]) -> None:
+    assert segment_edges(rows, length).tolist() == edges
+
+
+def test_a_few_loud_rows_at_the_end_do_not_outrank_the_anomaly() -> None:
+    scores = np.zeros(33)
+    scores[4:8] = 3.0  # the anomaly
+    scores[32] = 10.0
+    found = detection(scores, (4, 8), 8)
+    assert (found["segment_scores"], found["rank"], found["segments"]) == ([1.5, 0, 0, pytest.approx(10 / 9)], 1, 4)
+
+
 def test_segments_with_the_same_score_as_the_labelled_one_come_before_it() -> None:
     assert detection(np.ones(10), (4, 5), 2)["rank"] == 5
 
@@ -229,7 +253,7 @@ def test_all_families_that_detect_anomalies_are_tuned_for_it(variant: str) -> No
     result = finetune(adapter, data, "ff", epochs=3, batch_size=8, lr=1e-3, schedule="constant")
     assert result.val_mse < before
     test = result.metrics["test"]
-    assert len(test["segment_scores"]) == test["segments"] == 5  # 400 rows in segments of 96
+    assert len(test["segment_scores"]) == test["segments"] == 4  # 400 rows in segments of 96, the last of 112
     assert test["labelled_segments"] == [1]
 
 

@@ -91,7 +91,8 @@ class AnomalyData:
 
     Training takes every window of the train rows. Validation (the last ``val_share`` of the normal part) and test (all that
     follows it) are covered by windows so that every row is scored once, with at least ``segment_length`` rows of the window
-    before it. The rows of the test part are put together to segments of ``segment_length``, counted from its beginning.
+    before it. The rows of the test part are put together to segments of ``segment_length``, counted from its beginning; less
+    than half of one at the end joins the last.
 
     Source: the protocol of Liu et al., "Timer", ICML 2024, arXiv:2402.02368, section 4.3 (windows of 768 rows, segments of
     96); its code has no validation part, and leaves out what does not fill a last window.

@@ -10,6 +10,7 @@ import numpy as np
 
 from sff_fast.report import rows, theme
 from sff_fast.report.panels import Panel, draw_legend, log_axis
+from sff_fast.tasks.anomaly import segment_edges
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +87,7 @@ def _score_panel(data: AnomalyData, found: Mapping[str, Mapping[str, Any]]) -> P
         ax.axvspan(labels.begin, labels.end, color=palette["sff"], alpha=0.25, zorder=0)
         for strategy, test in found.items():
             look = theme.style(strategy)
-            edges = [*range(begin, end, step), end]
+            edges = begin + segment_edges(end - begin, step)
             scores = test["segment_scores"]
             ax.stairs(
                 scores,

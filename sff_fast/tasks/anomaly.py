@@ -88,6 +88,27 @@ class AnomalyEvaluation(Evaluation):
         return {**errors, **detection(self._squared.mean(axis=1), anomaly, self.data.segment_length)}
 
 
+def segment_edges(rows: int, segment_length: int) -> np.ndarray:
+    """Where segments of a series begin, and the end of the last.
+
+    What is left at the end makes a segment of its own from half of the length on. A shorter rest belongs to the segment before
+    it: the mean of a few rows is high more easily than that of many.
+
+    Args:
+        rows: Rows of the series, at least 1.
+        segment_length: Rows in a segment.
+
+    Returns:
+        int64, one more than there are segments, from 0 to ``rows``.
+    """
+    edges = np.arange(0, rows + 1, segment_length)
+    rest = rows - edges[-1]
+    if 2 * rest >= segment_length or len(edges) == 1:
+        return np.append(edges, rows) if rest else edges
+    edges[-1] = rows
+    return edges
+
+
 def detection(scores: np.ndarray, anomaly: tuple[int, int], segment_length: int) -> dict[str, Any]:
     """How well the scores of rows tell where an anomaly lies. Nothing is point-adjusted.
 
@@ -99,7 +120,7 @@ def detection(scores: np.ndarray, anomaly: tuple[int, int], segment_length: int)
     Args:
         scores: float64 [T], higher for stranger rows.
         anomaly: The anomaly's first row and the row after its last.
-        segment_length: Rows in a segment; the last one may be shorter.
+        segment_length: Rows in a segment; the last one may differ, see :func:`segment_edges`.
 
     Returns:
         The figures, and ``segment_scores``.
@@ -108,9 +129,9 @@ def detection(scores: np.ndarray, anomaly: tuple[int, int], segment_length: int)
         evaluation of time-series anomaly detection", AAAI 2022 (why no point adjustment).
     """
     metrics = require("sklearn.metrics", "anomaly", "scikit-learn")
-    begins = np.arange(0, len(scores), segment_length)
-    segments = [float(scores[begin : begin + segment_length].mean()) for begin in begins]
-    ends = np.minimum(begins + segment_length, len(scores))
+    edges = segment_edges(len(scores), segment_length)
+    begins, ends = edges[:-1], edges[1:]
+    segments = [float(scores[begin:end].mean()) for begin, end in zip(begins, ends)]
     labelled = np.flatnonzero((begins < anomaly[1]) & (ends > anomaly[0]))
     best = max(segments[index] for index in labelled)
     rank = 1 + sum(score >= best for index, score in enumerate(segments) if index not in set(labelled.tolist()))
