@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from cuda_code import ADAMW_SOURCE, ARCHITECTURES, adamw_name, compile_for_all, functions, resources
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 
 UNITS = {("float32", "float32"): 4}
 """Elements a thread takes at a time, by parameter and states; 8 elsewhere."""
@@ -91,3 +96,11 @@ def test_a_rounding_block_is_drawn_once_for_eight_elements(compiled):
             assert 18 <= products <= 18 + 5, name  # and addresses
         else:
             assert products <= 5, name
+
+
+def test_the_pages_model_is_that_of_this_code():
+    import roofline
+
+    page = roofline.PAGE.read_text()
+    for table in (roofline.smoothing, roofline.optimizer):
+        assert "\n".join(table()) + "\n\n" in page + "\n", "python tools/roofline.py writes it anew"
