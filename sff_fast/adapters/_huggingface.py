@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -207,6 +208,14 @@ def describe(model: Any) -> dict[str, Any]:
     """The fields of a model's configuration that say what it is, fit for JSON."""
     fields = json.loads(model.config.to_json_string())
     return {name: value for name, value in fields.items() if name not in _VOLATILE}
+
+
+@contextlib.contextmanager
+def mask_warning_ignored() -> Iterator[None]:
+    """sktime's classes use an older way to make masks; their users can do nothing about what transformers says of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The attention mask API under", category=FutureWarning)
+        yield
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -156,9 +155,7 @@ class SundialAdapter(Adapter):
 
     def _call(self, **inputs: Any) -> Any:
         """The package's forward pass, without a cache, which transformers 5 no longer takes from it."""
-        with warnings.catch_warnings():
-            # The package's class uses an older way to make masks; its users can do nothing about that.
-            warnings.filterwarnings("ignore", message="The attention mask API under", category=FutureWarning)
+        with huggingface.mask_warning_ignored():
             return self.model(**inputs, use_cache=False, return_dict=True)
 
 

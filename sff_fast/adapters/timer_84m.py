@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
-import warnings
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sff_fast.adapters import _huggingface as huggingface
+from sff_fast.adapters._series import from_series, to_series
 from sff_fast.adapters.base import Adapter, Forecast, Limits, as_dtype
 from sff_fast.errors import CheckpointError, require
 
@@ -132,7 +130,7 @@ class Timer84mAdapter(Adapter):
         patch, length = self.model.config.input_token_len, context.shape[1] + target.shape[1]
         mean, std = _scale(context)
         std = torch.where(std > _LEAST_STD, std, torch.ones((), device=std.device))
-        series = ((torch.cat((_series(context), _series(target)), dim=1) - mean) / std).to(self.model.dtype)
+        series = ((torch.cat((to_series(context.float()), to_series(target.float())), dim=1) - mean) / std).to(self.model.dtype)
         hidden = self._hidden(series[:, : (length - 1) // patch * patch])
         losses = []
         for head, ahead in zip(self.model.lm_heads, self.model.config.output_token_lens, strict=True):
@@ -145,13 +143,13 @@ class Timer84mAdapter(Adapter):
 
     def _forecast(self, context: Tensor, prediction_length: int, num_samples: int | None) -> Forecast:
         """What ``generate`` computes: each round normalises all that there is, and takes the longest head that fits."""
-        series, length = _series(context), context.shape[1]
+        series, length = to_series(context.float()), context.shape[1]
         while series.shape[1] < length + prediction_length:
             mean, std = series.mean(dim=1, keepdim=True), series.std(dim=1, keepdim=True)
             # A constant series is continued as the model continues zeros; the package divides by zero.
             std = torch.where(std > 0, std, torch.ones((), device=std.device))
             missing = length + prediction_length - series.shape[1]
-            with _mask_warning_ignored():
+            with huggingface.mask_warning_ignored():
                 values = self.model(
                     input_ids=((series - mean) / std).to(self.model.dtype),
                     max_output_length=missing,
@@ -159,42 +157,28 @@ class Timer84mAdapter(Adapter):
                     return_dict=True,
                 ).logits
             series = torch.cat((series, values.float() * std + mean), dim=1)
-        forecast = series[:, length:].view(len(context), context.shape[2], prediction_length)
-        return Forecast(forecast.transpose(1, 2))
+        return Forecast(from_series(series[:, length:], context.shape[2]))
 
     def _reconstruct(self, values: Tensor) -> Tensor:
         """Every patch as predicted from those before it, normalised by the whole window; NaN for the first one."""
         patch = self.model.config.input_token_len
         mean, std = _scale(values)
         std = torch.where(std > 0, std, torch.ones((), device=std.device))
-        series = ((_series(values) - mean) / std).to(self.model.dtype)
+        series = ((to_series(values.float()) - mean) / std).to(self.model.dtype)
         expected = self.model.lm_heads[0](self._hidden(series[:, :-patch]))[..., :patch].flatten(1).float() * std + mean
         expected = torch.cat((torch.full_like(expected[:, :patch], torch.nan), expected), dim=1)
-        return expected.view(len(values), values.shape[2], -1).transpose(1, 2)
+        return from_series(expected, values.shape[2])
 
     def _hidden(self, series: Tensor) -> Tensor:
         """[N, L] to the states after each patch, [N, patches, width]."""
-        with _mask_warning_ignored():
+        with huggingface.mask_warning_ignored():
             return self.model.model(input_ids=series, use_cache=False, return_dict=True).last_hidden_state
-
-
-def _series(values: Tensor) -> Tensor:
-    """[B, L, C] -> [B * C, L], float32."""
-    return values.float().transpose(1, 2).reshape(-1, values.shape[1])
 
 
 def _scale(context: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each series, [B * C, 1], as ``revin`` of the package takes them."""
-    series = _series(context)
+    series = to_series(context.float())
     return series.mean(dim=1, keepdim=True), series.std(dim=1, keepdim=True)
-
-
-@contextlib.contextmanager
-def _mask_warning_ignored() -> Iterator[None]:
-    """The package's class uses an older way to make masks; its users can do nothing about that."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The attention mask API under", category=FutureWarning)
-        yield
 
 
 def _classes() -> Any:
