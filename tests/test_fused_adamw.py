@@ -104,6 +104,27 @@ def test_infinities_nans_and_denormals_give_equal_bits(name: str, state_dtype: s
     cases.assert_equal_bits(*results)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("state_dtype", STATE_DTYPES)
+@pytest.mark.parametrize("name", kernel_cases.BACKENDS)
+def test_a_nan_is_stored_as_the_canonical_one_wherever_it_stands(
+    name: str, state_dtype: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One NaN with a sign and a payload a block of 256, at each place of a block in turn, and in the rest of a block."""
+    payload = {torch.float32: -0x3EDCBB, torch.bfloat16: -0x3B, torch.float16: -0x1BB}[dtype]
+    canonical = {torch.float32: 0x7FC00000, torch.bfloat16: 0x7FC0, torch.float16: 0x7E00}[dtype]
+    p = torch.nn.Parameter(torch.full((256 * 256 + 77,), 0.5, dtype=dtype))
+    p.grad = torch.full_like(p, 0.25)
+    at = torch.cat((torch.arange(256) * 257, torch.tensor([256 * 256 + 70])))
+    kernel_cases.bits(p.grad)[at] = payload
+    assert int(p.grad.isnan().sum()) == len(at)
+    with cases.backend(name, monkeypatch):
+        FusedAdamW([p], state_dtype=state_dtype).step()
+    found = kernel_cases.bits(p.detach())
+    assert torch.equal(p.isnan().nonzero().flatten(), at)
+    assert set(found[at].tolist()) == {canonical}
+
+
 @pytest.mark.parametrize("state_dtype", STATE_DTYPES)
 def test_the_result_does_not_depend_on_threads_or_buckets(state_dtype: str) -> None:
     sizes = [(300_000,), (17,), (200_001,)]
