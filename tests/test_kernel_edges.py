@@ -7,7 +7,10 @@ import torch
 from kernel_cases import ISAS, bits, forced_isa, run, tasks_for
 
 from sff_fast import FusedAdamW
-from sff_fast.distributions import Constant
+from sff_fast.distributions import Constant, Uniform
+
+NANS = {torch.float32: -0x3EDCBB, torch.bfloat16: -0x3B, torch.float16: -0x1BB, torch.float64: -0x7EDCBA9876543}
+"""Bits of a NaN with a sign and a payload."""
 
 
 @pytest.mark.parametrize("isa", ["reference", *ISAS])
@@ -32,3 +35,34 @@ def test_the_norm_of_a_long_gradient_is_that_of_all_its_pieces(isa, dtype):
     expected = float(parameter.grad.double().norm())
     # float32 is summed in float64: 2e5 additions of relative error 2^-53 at most
     assert abs(float(optimizer.grad_norm) - expected) <= 1e-9 * expected
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", NANS, ids=str)
+@pytest.mark.parametrize("n", [1, 7, 8, 16, 31, 32, 64, 96, 128])
+def test_nans_beside_what_is_smoothed_keep_their_bits(isa, dtype, n):
+    memory = torch.zeros(n + 64, dtype=dtype)
+    bits(memory)[:] = NANS[dtype]
+    assert bool(memory.isnan().all())
+    x = memory[32 : 32 + n]
+    x[:-1] = 0.5  # so that a NaN of the last unit is made canonical
+    run(isa, tasks_for(x, Uniform(-1.0, 1.0), shrink=0.7, perturb=0.3))
+    found = bits(memory)
+    assert set(found[:32].tolist()) == set(found[32 + n :].tolist()) == {NANS[dtype]}
+    assert found[31 + n] == bits(torch.full((1,), torch.nan, dtype=dtype))
+    assert not bool(x[:-1].isnan().any())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_the_scales_of_a_block_without_gradients_are_zero(isa, amsgrad):
+    parameter = torch.nn.Parameter(torch.ones(512))
+    parameter.grad = torch.cat((torch.zeros(256), torch.ones(256)))
+    optimizer = FusedAdamW([parameter], lr=1e-3, state_dtype="int8", amsgrad=amsgrad)
+    with forced_isa(isa):
+        optimizer.step()
+    scales = {name: value.tolist() for name, value in optimizer.state[parameter].items() if name.endswith("_scale")}
+    assert len(scales) == 2 + amsgrad
+    for name, (without, some) in scales.items():
+        assert without == 0.0, name
+        assert some > 0, name
