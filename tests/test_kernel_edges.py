@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from kernel_cases import ISAS, bits, forced_isa, run, tasks_for
 
-from sff_fast import FusedAdamW
-from sff_fast.distributions import Constant, Uniform
+from sff_fast import FusedAdamW, table
+from sff_fast.backends import cpu, reference
+from sff_fast.distributions import Constant, Normal, Uniform
 
 NANS = {torch.float32: -0x3EDCBB, torch.bfloat16: -0x3B, torch.float16: -0x1BB, torch.float64: -0x7EDCBA9876543}
 """Bits of a NaN with a sign and a payload."""
@@ -66,3 +68,16 @@ def test_the_scales_of_a_block_without_gradients_are_zero(isa, amsgrad):
     for name, (without, some) in scales.items():
         assert without == 0.0, name
         assert some > 0, name
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_words_beside_the_root_of_one_half_have_the_references_logarithm(isa):
+    # 0xB504F3 is the mantissa of sqrt(1/2), where the logarithm's argument goes over to the next power of two
+    words = np.array([(0xB504F3 + i) << 1 for i in range(-2, 3)], dtype=np.uint32)
+    angles = np.full_like(words, 12345)
+    with forced_isa(isa):
+        found = cpu._cpu.transform(
+            table.pack(tasks_for(torch.zeros(4), Normal(0, 1))), np.stack([words, angles], axis=1).reshape(-1), isa
+        )
+    expected = reference.box_muller(torch.from_numpy(words.astype(np.int64)), torch.from_numpy(angles.astype(np.int64)))
+    assert found.reshape(-1, 2).tobytes() == torch.stack(expected, dim=1).numpy().tobytes()
