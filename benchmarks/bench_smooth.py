@@ -84,8 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"written to {path}")
     missed = [r for r in rows if r["holds"] == "no"]
     print(f"{sum(r['holds'] == 'yes' for r in rows)} of the limits hold, {len(missed)} do not")
-    draw(latest_rows("smooth"), options.picture)
-    options.page.write_text(updated(options.page.read_text(), latest_rows("smooth")))
+    latest = latest_rows("smooth")
+    draw(latest, options.picture)
+    options.page.write_text(updated(options.page.read_text(), latest))
     print(f"drawn to {options.picture}, tables of {options.page}")
     return 0
 

@@ -26,9 +26,9 @@ def is_exhaustion(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS)
 
 
-def exhausted(error: BaseException, advice: str) -> ExhaustedError:
-    """The error that says in one line what was asked for, and what to do."""
-    return ExhaustedError(f"out of memory ({reason(error)}): {advice}")
+def exhausted(why: str, advice: str) -> ExhaustedError:
+    """The error that says in one line what was asked for, by :func:`reason`, and what to do."""
+    return ExhaustedError(f"out of memory ({why}): {advice}")
 
 
 def reason(error: BaseException) -> str:
@@ -53,7 +53,7 @@ def told(advice: str) -> Iterator[None]:
             raise
         # What was held is held by the frames of the traceback.
         traceback.clear_frames(error.__traceback__)
-        raise exhausted(error, advice) from None
+        raise exhausted(reason(error), advice) from None
 
 
 def advised(advice: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

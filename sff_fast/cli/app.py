@@ -27,11 +27,14 @@ from sff_fast.cli.commands.smooth import smooth
 from sff_fast.cli.commands.sweep import sweep
 from sff_fast.cli.exit_codes import DONE, INTERRUPTED, TERMINATED, USER_ERROR
 from sff_fast.errors import SffFastError
-from sff_fast.exhaustion import exhausted, is_exhaustion
+from sff_fast.exhaustion import told
 from sff_fast.version import __version__
 
 IN_JOBS = ("finetune",)
 """Commands that several processes, started by torchrun, do together."""
+
+_LITTLE_MEMORY = "free some, or take a machine with more; `sff-fast plan --memory` predicts what a run needs"
+"""What to do where the memory was not enough for something that has no advice of its own."""
 
 
 class OrderedGroup(click.Group):
@@ -78,7 +81,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     with _plain_warnings(), _sigterm_ends():
         try:
-            outcome = cli.main(args=given, prog_name="sff-fast", standalone_mode=False, obj=given)
+            with told(_LITTLE_MEMORY):
+                outcome = cli.main(args=given, prog_name="sff-fast", standalone_mode=False, obj=given)
         except click.UsageError as error:
             where = error.ctx.command_path if error.ctx is not None else "sff-fast"
             _say(f"error: {error.format_message()}")
@@ -90,12 +94,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         except SffFastError as error:
             _say(f"error: {error}")
             return USER_ERROR
-        except (MemoryError, RuntimeError) as error:
-            message = _out_of_memory(error)
-            if message is None:
-                raise
-            _say(f"error: {message}")
-            return USER_ERROR
         except SystemExit as error:
             if error.code not in (INTERRUPTED, TERMINATED):
                 raise
@@ -104,14 +102,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
             _say(_stopped("interrupted" if error.code == INTERRUPTED else "terminated", given))
             return error.code
     return outcome if isinstance(outcome, int) else DONE
-
-
-def _out_of_memory(error: Exception) -> str | None:
-    """What to say where the memory was not enough for something that has no advice of its own; None for another error."""
-    if not is_exhaustion(error):
-        return None
-    advice = "free some, or take a machine with more; `sff-fast plan --memory` predicts what a run needs"
-    return str(exhausted(error, advice))
 
 
 def _rank() -> int | None:

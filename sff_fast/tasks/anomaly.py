@@ -101,12 +101,8 @@ def segment_edges(rows: int, segment_length: int) -> np.ndarray:
     Returns:
         int64, one more than there are segments, from 0 to ``rows``.
     """
-    edges = np.arange(0, rows + 1, segment_length)
-    rest = rows - edges[-1]
-    if 2 * rest >= segment_length or len(edges) == 1:
-        return np.append(edges, rows) if rest else edges
-    edges[-1] = rows
-    return edges
+    count = max(1, (2 * rows + segment_length) // (2 * segment_length))  # a half is rounded up
+    return np.append(np.arange(count) * segment_length, rows)
 
 
 def detection(scores: np.ndarray, anomaly: tuple[int, int], segment_length: int) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import torch
 
 from ..data import ForecastData
 from ..distributed.group import launched
-from ..errors import ExhaustedError, SffFastError
-from ..exhaustion import is_exhaustion, reason
+from ..errors import SffFastError
+from ..exhaustion import exhausted, is_exhaustion, reason
 from ..resident import return_freed_memory
 from .config import Settings
 from .fit import choose_settings, size_text, way_text
@@ -45,7 +45,7 @@ def explained(run: Callable[..., Any]) -> Callable[..., Any]:
         return_freed_memory()
         if settings.device != "cpu":
             torch.cuda.empty_cache()
-        raise ExhaustedError(f"out of memory ({why}): {_advice(adapter, data, settings, folder, peak)}")
+        raise exhausted(why, _advice(adapter, data, settings, folder, peak))
 
     return told
 
