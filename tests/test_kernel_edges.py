@@ -9,7 +9,7 @@ from kernel_cases import ISAS, bits, forced_isa, run, tasks_for
 
 from sff_fast import FusedAdamW, table
 from sff_fast.backends import cpu, reference
-from sff_fast.distributions import Constant, Normal, Uniform
+from sff_fast.distributions import Constant, Normal, TruncNormal, Uniform
 
 NANS = {torch.float32: -0x3EDCBB, torch.bfloat16: -0x3B, torch.float16: -0x1BB, torch.float64: -0x7EDCBA9876543}
 """Bits of a NaN with a sign and a payload."""
@@ -81,3 +81,12 @@ def test_words_beside_the_root_of_one_half_have_the_references_logarithm(isa):
         )
     expected = reference.box_muller(torch.from_numpy(words.astype(np.int64)), torch.from_numpy(angles.astype(np.int64)))
     assert found.reshape(-1, 2).tobytes() == torch.stack(expected, dim=1).numpy().tobytes()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_word_between_two_equal_tails_draws_from_the_upper_half(isa):
+    # float32 rounds both tail probabilities of this word to 1/2 - 2^-25, whose quantile is 2^-25 times sqrt(2 pi)
+    task = table.pack(tasks_for(torch.zeros(4), TruncNormal(0, 1, -1.6354386806488037, 2.8058664798736572)))
+    with forced_isa(isa):
+        (found,) = cpu._cpu.transform(task, np.array([7959039 << 8], dtype=np.uint32), isa)
+    assert found == pytest.approx(2.0**-25 * np.sqrt(2 * np.pi), rel=1e-6)  # roundings of a product of two float32

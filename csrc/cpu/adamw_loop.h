@@ -276,76 +276,109 @@ private:
     Encoder<L, false> exp_avg_sq_, max_exp_avg_sq_;
 };
 
-// One whole block with int8 states, which leaves its new moments in `now`, while those of the block before, `waiting`, are
-// encoded: divisions and square roots keep one unit busy, and what encoding takes runs while they are waited for.
+// The step of one whole block with int8 states, four vectors at a time. It leaves its new moments in `now`, while those of the
+// block before, `waiting`, are encoded: divisions and square roots keep one unit busy, and what encoding takes runs while they
+// are waited for.
 template <class L, class P, bool Amsgrad, int Store>
-SFF_INLINE void adamw_block(const AdamWArrays<P, Int8>& a, const uint16_t* h, typename L::U dither, const AdamWCoefficients<L>& c,
-                            const BlockMoments<L>& waiting, BlockMoments<L>& now) {
-    using F = typename L::F;
-    using U = typename L::U;
-    BlockEncoder<L, Amsgrad> encoder(waiting);
-    const F m_scale = L::f(*a.exp_avg_scale), v_scale = L::f(*a.exp_avg_sq_scale);
-    const F x_scale = L::f(Amsgrad ? *a.max_exp_avg_sq_scale : 0.0f);
-    F m_largest = L::f(0.0f);
-    U v_largest = L::u(0), x_largest = L::u(0);
-    typename L::NanNote nans;
-    prefetch_states<L>(a.exp_avg_scale);
-    prefetch_states<L>(a.exp_avg_sq_scale);
-    for (int i = 0; i < kQuantizedBlock; i += 4 * L::lanes) {
-        prefetch_states<L>(a.exp_avg + i);
-        prefetch_states<L>(a.exp_avg_sq + i);
+class BlockStep {
+public:
+    SFF_INLINE BlockStep(const AdamWArrays<P, Int8>& a, const uint16_t* h, typename L::U dither, const AdamWCoefficients<L>& c,
+                         const BlockMoments<L>& waiting, BlockMoments<L>& now)
+        : a_(a),
+          h_(h),
+          dither_(dither),
+          c_(c),
+          now_(now),
+          encoder_(waiting),
+          m_scale_(L::f(*a.exp_avg_scale)),
+          v_scale_(L::f(*a.exp_avg_sq_scale)),
+          x_scale_(L::f(Amsgrad ? *a.max_exp_avg_sq_scale : 0.0f)) {
+        prefetch_states<L>(a.exp_avg_scale);
+        prefetch_states<L>(a.exp_avg_sq_scale);
+    }
+
+    // Elements from i on; every multiple of their number once.
+    SFF_INLINE void four(int i) {
+        prefetch_states<L>(a_.exp_avg + i);
+        prefetch_states<L>(a_.exp_avg_sq + i);
         F p[4], m[4], root[4];
         SFF_UNROLL
         for (int j = 0; j < 4; ++j) {
             const int k = i + j * L::lanes;
-            p[j] = load_param<L, P, Store>(a.param + k, a.compensation + k);
-            m[j] = decode_signed<L>(L::load_codes(&a.exp_avg[k].code), m_scale);
-            F v = decode_unsigned<L>(L::load_codes(&a.exp_avg_sq[k].code), v_scale);
+            p[j] = load_param<L, P, Store>(a_.param + k, a_.compensation + k);
+            m[j] = decode_signed<L>(L::load_codes(&a_.exp_avg[k].code), m_scale_);
+            F v = decode_unsigned<L>(L::load_codes(&a_.exp_avg_sq[k].code), v_scale_);
             F x = L::f(0.0f);
-            if constexpr (Amsgrad) x = decode_unsigned<L>(L::load_codes(&a.max_exp_avg_sq[k].code), x_scale);
-            root[j] = adamw_moments<L, Amsgrad>(p[j], L::load(a.grad + k), m[j], v, x, c);
-            m_largest = L::larger_magnitude(m[j], m_largest);
-            v_largest = larger(to_bits(v), v_largest);  // none is negative
-            memcpy(now.exp_avg.values + k, &m[j], sizeof m[j]);
-            memcpy(now.exp_avg_sq.values + k, &v, sizeof v);
+            if constexpr (Amsgrad) x = decode_unsigned<L>(L::load_codes(&a_.max_exp_avg_sq[k].code), x_scale_);
+            root[j] = adamw_moments<L, Amsgrad>(p[j], L::load(a_.grad + k), m[j], v, x, c_);
+            m_largest_ = L::larger_magnitude(m[j], m_largest_);
+            v_largest_ = larger(to_bits(v), v_largest_);  // none is negative
+            memcpy(now_.exp_avg.values + k, &m[j], sizeof m[j]);
+            memcpy(now_.exp_avg_sq.values + k, &v, sizeof v);
             if constexpr (Amsgrad) {
-                x_largest = larger(to_bits(x), x_largest);
-                memcpy(now.max_exp_avg_sq.values + k, &x, sizeof x);
+                x_largest_ = larger(to_bits(x), x_largest_);
+                memcpy(now_.max_exp_avg_sq.values + k, &x, sizeof x);
             }
         }
-        encoder.encode_signed_four(i);
+        encoder_.encode_signed_four(i);
         SFF_UNROLL
         for (int j = 0; j < 4; j += 2) {
             const int k = i + j * L::lanes;
-            p[j] = adamw_param<L>(p[j], m[j], root[j], c);
-            p[j + 1] = adamw_param<L>(p[j + 1], m[j + 1], root[j + 1], c);
-            prefetch_ahead_to_write<L>(a.param + k);
-            prefetch_ahead<L>(a.grad + k);
-            if constexpr (std::is_same<P, float>::value) {  // NaNs are made canonical below, for the block as a whole
-                nans.add(p[j], p[j + 1]);
-                L::store(a.param + k, p[j]);
-                L::store(a.param + k + L::lanes, p[j + 1]);
+            p[j] = adamw_param<L>(p[j], m[j], root[j], c_);
+            p[j + 1] = adamw_param<L>(p[j + 1], m[j + 1], root[j + 1], c_);
+            prefetch_ahead_to_write<L>(a_.param + k);
+            prefetch_ahead<L>(a_.grad + k);
+            if constexpr (std::is_same<P, float>::value) {  // NaNs are made canonical in `finish`, for the block as a whole
+                nans_.add(p[j], p[j + 1]);
+                L::store(a_.param + k, p[j]);
+                L::store(a_.param + k + L::lanes, p[j + 1]);
             } else {
-                store_params<L, P, Store>(a.param + k, a.compensation + k, p[j], p[j + 1],
-                                          advance<Store == kStoreStochastic>(h, k));
+                store_params<L, P, Store>(a_.param + k, a_.compensation + k, p[j], p[j + 1],
+                                          advance<Store == kStoreStochastic>(h_, k));
             }
         }
-        encoder.encode_unsigned_four(i);
+        encoder_.encode_unsigned_four(i);
     }
-    encoder.finish();
-    if constexpr (std::is_same<P, float>::value) {
-        if (__builtin_expect(nans.any(), 0))
-            for (int k = 0; k < kQuantizedBlock; ++k) a.param[k] = canonical(a.param[k]);
+
+    SFF_INLINE void finish() {
+        encoder_.finish();
+        if constexpr (std::is_same<P, float>::value) {
+            if (__builtin_expect(nans_.any(), 0))
+                for (int k = 0; k < kQuantizedBlock; ++k) a_.param[k] = canonical(a_.param[k]);
+        }
+        // The first moments' maximum may have missed a NaN. It is there only with one in their scale, or with one in a gradient
+        // and so in a second moment too.
+        const uint32_t v_bits = L::largest(v_largest_);
+        const float old_scale = *a_.exp_avg_scale;
+        const bool exact = v_bits < kInfinity && old_scale == old_scale;
+        const uint32_t m_bits = exact ? L::largest(to_bits(m_largest_)) : now_.exp_avg.largest_again();
+        now_.exp_avg.close(m_bits, dither_, a_.exp_avg_scale, a_.exp_avg);
+        now_.exp_avg_sq.close(v_bits, dither_, a_.exp_avg_sq_scale, a_.exp_avg_sq);
+        if constexpr (Amsgrad)
+            now_.max_exp_avg_sq.close(L::largest(x_largest_), dither_, a_.max_exp_avg_sq_scale, a_.max_exp_avg_sq);
     }
-    // The first moments' maximum may have missed a NaN. It is there only with one in their scale, or with one in a gradient and
-    // so in a second moment too.
-    const uint32_t v_bits = L::largest(v_largest);
-    const float old_scale = *a.exp_avg_scale;
-    const bool exact = v_bits < kInfinity && old_scale == old_scale;
-    const uint32_t m_bits = exact ? L::largest(to_bits(m_largest)) : now.exp_avg.largest_again();
-    now.exp_avg.close(m_bits, dither, a.exp_avg_scale, a.exp_avg);
-    now.exp_avg_sq.close(v_bits, dither, a.exp_avg_sq_scale, a.exp_avg_sq);
-    if constexpr (Amsgrad) now.max_exp_avg_sq.close(L::largest(x_largest), dither, a.max_exp_avg_sq_scale, a.max_exp_avg_sq);
+
+private:
+    using F = typename L::F;
+    using U = typename L::U;
+
+    const AdamWArrays<P, Int8> a_;
+    const uint16_t* const h_;
+    const U dither_;
+    const AdamWCoefficients<L>& c_;
+    BlockMoments<L>& now_;
+    BlockEncoder<L, Amsgrad> encoder_;
+    const F m_scale_, v_scale_, x_scale_;
+    F m_largest_ = L::f(0.0f);
+    U v_largest_ = L::u(0), x_largest_ = L::u(0);
+    typename L::NanNote nans_;
+};
+
+// Steps side by side: memory gives more to several streams, and one's divisions leave room for the other's loads.
+template <class L, class... Steps>
+SFF_INLINE void run_together(Steps&&... steps) {
+    for (int i = 0; i < kQuantizedBlock; i += 4 * L::lanes) (steps.four(i), ...);
+    (steps.finish(), ...);
 }
 
 template <class L, bool Amsgrad>
@@ -381,7 +414,7 @@ __attribute__((noinline)) void adamw_last_block(const AdamWArrays<P, Int8>& a, i
     copy.exp_avg_sq = exp_avg_sq;
     copy.max_exp_avg_sq = max_exp_avg_sq;
     BlockMoments<L> nothing, now;
-    adamw_block<L, P, Amsgrad, Store>(copy, rounding, dither, c, nothing, now);
+    run_together<L>(BlockStep<L, P, Amsgrad, Store>(copy, rounding, dither, c, nothing, now));
     encode_waiting<L, Amsgrad>(now);
     memcpy(a.param, param, params);
     memcpy(a.exp_avg, exp_avg, states);
@@ -390,32 +423,52 @@ __attribute__((noinline)) void adamw_last_block(const AdamWArrays<P, Int8>& a, i
     if constexpr (Store == kStoreCompensated) memcpy(a.compensation, compensation, params);
 }
 
-// The steps of neighbouring strips with int8 states. Moments wait from one block to the next, and at the end for `finish`.
+// The steps of neighbouring strips with int8 states. Moments wait from one block to the next of a stream, and at the end for
+// `finish`.
 template <class L, class P, bool Amsgrad, int Store>
 class QuantizedSteps {
 public:
     explicit QuantizedSteps(const AdamWTask& t) : t_(t), c_(t) {}
 
     void strip(int64_t begin, int64_t n, const uint16_t* rounding) {
-        for (int64_t i = 0; i < n; i += kQuantizedBlock) {
-            const AdamWArrays<P, Int8> a(t_, begin + i);
-            const uint16_t* h = advance<Store == kStoreStochastic>(rounding, i);
-            const typename L::U dither = AdamWNoise<L>::dither_at(t_.dither, begin + i);
-            if (n - i >= kQuantizedBlock) {
-                adamw_block<L, P, Amsgrad, Store>(a, h, dither, c_, moments_[turn_], moments_[1 - turn_]);
-                turn_ = 1 - turn_;
-            } else {
-                adamw_last_block<L, P, Amsgrad, Store>(a, n - i, h, dither, c_);
-            }
+        // Two streams: the first and the second half of all pairs of whole blocks.
+        const int64_t apart = n / (2 * kQuantizedBlock) * kQuantizedBlock;
+        for (int64_t i = 0; i < apart; i += kQuantizedBlock)
+            run_together<L>(step(begin, i, rounding, streams_[0]), step(begin, i + apart, rounding, streams_[1]));
+        int64_t i = 2 * apart;
+        if (n - i >= kQuantizedBlock) {
+            run_together<L>(step(begin, i, rounding, streams_[0]));
+            i += kQuantizedBlock;
         }
+        if (i < n)
+            adamw_last_block<L, P, Amsgrad, Store>(AdamWArrays<P, Int8>(t_, begin + i), n - i,
+                                                   advance<Store == kStoreStochastic>(rounding, i), dither_at(begin + i), c_);
     }
-    void finish() { encode_waiting<L, Amsgrad>(moments_[turn_]); }
+    void finish() {
+        for (const Stream& stream : streams_) encode_waiting<L, Amsgrad>(stream.moments[stream.turn]);
+    }
 
 private:
+    struct Stream {
+        BlockMoments<L> moments[2];  // that wait, and that are made
+        int turn = 0;
+    };
+
+    SFF_INLINE typename L::U dither_at(int64_t element) const { return AdamWNoise<L>::dither_at(t_.dither, element); }
+    SFF_INLINE BlockStep<L, P, Amsgrad, Store> step(int64_t begin, int64_t i, const uint16_t* rounding, Stream& stream) {
+        const BlockMoments<L>& waiting = stream.moments[stream.turn];
+        stream.turn = 1 - stream.turn;
+        return {AdamWArrays<P, Int8>(t_, begin + i),
+                advance<Store == kStoreStochastic>(rounding, i),
+                dither_at(begin + i),
+                c_,
+                waiting,
+                stream.moments[stream.turn]};
+    }
+
     const AdamWTask& t_;
     const AdamWCoefficients<L> c_;
-    BlockMoments<L> moments_[2];
-    int turn_ = 0;
+    Stream streams_[2];
 };
 
 template <class L, class P, class S, bool Amsgrad, int Store>
