@@ -94,7 +94,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.attr("TASK_BYTES") = sizeof(sff::Task);
     bind_optim(m);
     bind_observe(m);
-    py::class_<Table>(m, "Table")
+    py::class_<Table>(m, "Table", py::module_local())
         .def(py::init<const Bytes&>(), py::arg("table"))
         .def("smooth", &Table::smooth, py::arg("seed"), py::arg("round_seed"), py::arg("threads"), py::arg("isa") = "");
     m.def("smooth", &smooth, py::arg("table"), py::arg("threads"), py::arg("isa") = "");

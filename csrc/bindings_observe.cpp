@@ -148,9 +148,8 @@ private:
     bool is_same(const Walk& walk) const {
         return walk.nodes == nodes_ && std::equal(names_.begin(), names_.end(), walk.names.begin(), walk.names.end(),
                                                   [](const py::object& before, PyObject* name) {
-                                                      return before.ptr() == name ||
-                                                             (PyUnicode_CheckExact(name) != 0 &&
-                                                              PyUnicode_Compare(before.ptr(), name) == 0);
+                                                      return before.ptr() == name || (PyUnicode_CheckExact(name) != 0 &&
+                                                                                      PyUnicode_Compare(before.ptr(), name) == 0);
                                                   });
     }
 
@@ -205,7 +204,7 @@ private:
     Reader read_;
     py::object tensor_type_, is_inference_;
     std::vector<py::object> attributes_, names_;
-    std::vector<PyObject*> nodes_;  // addresses only: of what is gone by now, too
+    std::vector<PyObject*> nodes_;                         // addresses only: of what is gone by now, too
     std::vector<std::pair<PyObject*, py::object>> types_;  // and a weak reference to each
     std::vector<bool> first_;                              // of each name's parameter, whether no name before it has it
     std::vector<State> states_;
@@ -215,8 +214,8 @@ private:
 }  // namespace
 
 void bind_observe(py::module_& m) {
-    py::class_<Observed>(m, "Observed")
-        .def(py::init<const py::type&, py::object, const py::tuple&, py::handle>(), py::arg("tensor_type"), py::arg("is_inference"),
-             py::arg("attributes"), py::arg("model"))
+    py::class_<Observed>(m, "Observed", py::module_local())
+        .def(py::init<const py::type&, py::object, const py::tuple&, py::handle>(), py::arg("tensor_type"),
+             py::arg("is_inference"), py::arg("attributes"), py::arg("model"))
         .def("parameters", &Observed::parameters, py::arg("model"));
 }

@@ -7,7 +7,7 @@
 namespace sff::dlpack {
 
 constexpr uint32_t kMajor = 1;
-constexpr char kCapsule[] = "dlpack_exchange_api";           // name of the capsule ...
+constexpr char kCapsule[] = "dlpack_exchange_api";          // name of the capsule ...
 constexpr char kAttribute[] = "__dlpack_c_exchange_api__";  // ... which is this attribute of a tensor's type
 
 struct DataType {

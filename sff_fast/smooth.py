@@ -234,8 +234,9 @@ def _apply(
     recalled = prepared.recall(model, known, prefix)
     if recalled is not None and backends.choose(backend, torch.device("cpu"))[0] == "cpu":
         call = recalled.call
-        used, ran = cpu.run_table(recalled.table, key, threads), {"cpu": "cpu"}
+        # Before the kernels, which push these objects out of the caches; a count too many would do no harm.
         torch.autograd.graph.increment_version(recalled.versioned)
+        used, ran = cpu.run_table(recalled.table, key, threads), {"cpu": "cpu"}
     else:
         parameters = named_parameters(model, prefix)
         matched = match_factors(list(parameters), factors)
