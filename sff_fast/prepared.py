@@ -4,10 +4,8 @@ Laying a plan over a model costs some ten microseconds a parameter, more than sm
 a function of the plan, the arguments and what the parameters are (name, type, address, shape, strides, dtype, device); as long
 as these are the same, names, factors and the kernel table are taken over, and only the seed is another one.
 
-Whether they are the same is asked of every parameter, every time, and is most of what a second call costs besides the kernels.
-The native module does it in a fraction of a microsecond each, by the C functions of DLPack that tensors of torch 2.11 and later
-offer (``__dlpack_c_exchange_api__``); see :mod:`sff_fast.observed`. Where it cannot, the same is asked here, a column of all
-parameters at a time.
+Whether they are the same is asked of every parameter, every time: most of what a second call costs besides the kernels. The
+native module asks where it can, see :mod:`sff_fast.observed`; elsewhere it is done here, a column of all parameters at a time.
 """
 
 from __future__ import annotations
