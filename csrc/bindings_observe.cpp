@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <iterator>
 #include <unordered_set>
 #include <vector>
 
@@ -38,7 +39,12 @@ py::object checked(PyObject* made) {
 
 // A plain dict that an object has in its own dict, or null; borrowed.
 PyObject* own_dict(PyObject* object, const py::str& name) {
-    const py::object own = checked(PyObject_GenericGetDict(object, nullptr));
+    const auto own = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(object, nullptr));
+    if (!own && PyErr_ExceptionMatches(PyExc_AttributeError) != 0) {
+        PyErr_Clear();
+        return nullptr;
+    }
+    if (!own) throw py::error_already_set();
     PyObject* found = PyDict_GetItemWithError(own.ptr(), name.ptr());
     if (found == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
     return found != nullptr && PyDict_CheckExact(found) ? found : nullptr;
@@ -58,36 +64,39 @@ public:
     Walk found;
 
     // False where parameters or children are kept in anything else than a plain dict.
-    bool run(PyObject* module) {
-        if (!visited_.insert(module).second) return true;
-        PyObject* parameters = own_dict(module, parameters_);
-        PyObject* modules = own_dict(module, modules_);
-        if (parameters == nullptr || modules == nullptr) return false;
-        found.types.push_back(reinterpret_cast<PyObject*>(Py_TYPE(module)));
-        found.nodes.push_back(module);
-        found.nodes.push_back(found.types.back());
-        const size_t first_parameter = append(parameters);
-        std::copy_if(found.nodes.begin() + static_cast<std::ptrdiff_t>(first_parameter), found.nodes.end() - 1,
-                     std::back_inserter(found.parameters), [](PyObject* p) { return p != Py_None; });
-        const size_t first = append(modules), last = found.nodes.size() - 1;
-        if (first == last) return true;
-        if (Py_EnterRecursiveCall(" in the children of a module") != 0) throw py::error_already_set();
-        bool plain = true;
-        for (size_t i = first; plain && i < last; ++i) plain = found.nodes[i] == Py_None || run(found.nodes[i]);
-        Py_LeaveRecursiveCall();
-        return plain;
+    bool run(PyObject* model) {
+        std::vector<PyObject*> next = {model};
+        while (!next.empty()) {
+            PyObject* module = next.back();
+            next.pop_back();
+            if (!visited_.insert(module).second) continue;
+            PyObject* parameters = own_dict(module, parameters_);
+            PyObject* modules = own_dict(module, modules_);
+            if (parameters == nullptr || modules == nullptr) return false;
+            found.types.push_back(reinterpret_cast<PyObject*>(Py_TYPE(module)));
+            found.nodes.push_back(module);
+            found.nodes.push_back(found.types.back());
+            const auto parameter = append(parameters);
+            std::copy_if(parameter, found.nodes.end() - 1, std::back_inserter(found.parameters), is_there);
+            const auto child = append(modules);
+            std::copy_if(std::make_reverse_iterator(found.nodes.end() - 1), std::make_reverse_iterator(child),
+                         std::back_inserter(next), is_there);
+        }
+        return true;
     }
 
 private:
-    size_t append(PyObject* dict) {
-        const size_t first = found.nodes.size();
+    static bool is_there(PyObject* value) { return value != Py_None; }
+
+    std::vector<PyObject*>::iterator append(PyObject* dict) {
+        const auto first = static_cast<std::ptrdiff_t>(found.nodes.size());
         PyObject *name, *value;
         for (Py_ssize_t i = 0; PyDict_Next(dict, &i, &name, &value) != 0;) {
             found.names.push_back(name);
             found.nodes.push_back(value);
         }
         found.nodes.push_back(nullptr);
-        return first;
+        return found.nodes.begin() + first;
     }
 
     const py::str parameters_{"_parameters"}, modules_{"_modules"};

@@ -152,8 +152,13 @@ def _flattened(net: Net) -> None:
     net.linear.weight.data = net.linear.weight.data.view(-1)
 
 
-def _bent(net: Net) -> None:
-    net.linear.weight.data = net.linear.weight.data.view(torch.float16)[:, ::2]  # the same address and shape
+def _column(net: Net) -> None:
+    net.linear.weight.data = net.linear.weight.data[:, 0]  # its size and stride are the first two of the numbers before
+
+
+def _halved(net: Net) -> None:
+    halves = net.linear.weight.data.view(torch.float16)  # no dtype of its own kind but another size, else all the same
+    net.linear.weight.data = halves.as_strided((8, 8), (8, 1))
 
 
 def _swapped(net: Net) -> None:
@@ -246,12 +251,21 @@ def _wrapped(net: Net) -> None:
         nn.init.constant_(p, 0.5)
 
 
+class Kind(nn.Linear):
+    """A class that a library has put in the place of another one."""
+
+
+def _other_class(net: Net) -> None:
+    net.linear.__class__ = Kind
+
+
 def _dict_of_its_own(net: Net) -> None:
-    net.norm._parameters = OrderedDict(weight=net.norm.bias, bias=net.norm.weight)
+    net.norm._parameters = OrderedDict(net.norm._parameters)
+    net.norm._parameters.move_to_end("weight")  # which those who read it as a plain dict do not see
 
 
 CHANGES = [
-    _moved, _transposed, _replaced, _narrowed, _widened, _resized, _reshaped, _flattened, _bent, _swapped, _renamed,
+    _moved, _transposed, _replaced, _narrowed, _widened, _resized, _reshaped, _flattened, _column, _halved, _swapped, _renamed,
     _child_renamed, _reordered, _child_replaced, _child_twice, _tied, _untied, _gone, _none, _added, _child_gone, _shared,
     _subclass, _flat, _partitioned, _unsharded, _inference, _sparse, _meta, _wrapped, _dict_of_its_own,
 ]  # fmt: skip
@@ -494,6 +508,26 @@ def _capsule(table: _Table, name: bytes = b"dlpack_exchange_api") -> object:
     return new(ctypes.addressof(table), name, None)
 
 
+class _Tensor(ctypes.Structure):
+    """DLTensor of dlpack.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_Reader = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(_Tensor))
+
+
 def _functions() -> _Table:
     """The table that torch offers."""
     get = ctypes.pythonapi.PyCapsule_GetPointer
@@ -524,6 +558,57 @@ def test_a_table_of_functions_is_used_in_the_version_that_is_known_alone(asked, 
     ):
         monkeypatch.setattr(nn.Parameter, API, capsule)
         assert (observe(net, net.parameters()) is not None) == usable
+
+
+@pytest.mark.parametrize("field", ["data", "device_type", "device_id", "ndim", "code", "bits", "lanes", "byte_offset"])
+def test_each_field_of_a_tensor_counts(asked, monkeypatch, field):
+    if asked != "native":
+        return
+    offered, net = _functions(), nn.Linear(2, 2)
+    read, more = _Reader(offered.functions[3]), 0
+
+    def changed(parameter: int, tensor: object) -> int:
+        result = read(parameter, tensor)
+        setattr(tensor.contents, field, (getattr(tensor.contents, field) or 0) - more)
+        return result
+
+    reader = _Reader(changed)
+    functions = (ctypes.c_void_p * 5)()
+    functions[3] = ctypes.cast(reader, ctypes.c_void_p)
+    mine = _Table(offered.major, offered.minor, None, functions)
+    monkeypatch.setattr(nn.Parameter, API, _capsule(mine))
+    observed = observe(net, net.parameters())
+    assert observed.parameters(net) is not None
+    more = 1
+    assert observed.parameters(net) is None
+    more = 0
+    assert observed.parameters(net) is not None
+
+
+def test_a_child_that_is_no_module_is_left_to_those_who_refuse_it(asked):
+    net = _warm()
+    net._modules["linear"] = 3
+    if asked == "native":
+        assert prepared._LAST[net].observed.parameters(net) is None
+    with pytest.raises(AttributeError, match="'int' object has no attribute '_parameters'"):
+        sff_fast.smooth_(net, PLAN, seed=2, again=True)
+
+
+def test_another_class_at_the_address_of_one_that_is_gone_is_not_mistaken_for_it(asked):
+    if asked != "native":
+        return
+    net = nn.Linear(2, 2)
+    net.__class__ = gone = type("Gone", (nn.Linear,), {})
+    observed, address = observe(net, net.parameters()), id(gone)
+    assert observed.parameters(net) is not None
+    net.__class__ = nn.Linear
+    del gone
+    gc.collect()
+    kinds = []
+    while len(kinds) < 100 and address not in map(id, kinds):  # the first of them, as a rule
+        kinds.append(type("Kind", (nn.Linear,), {}))
+    net.__class__ = kinds[-1]
+    assert observed.parameters(net) is None
 
 
 def test_what_is_observed_is_not_kept_alive_and_children_in_a_circle_end(asked):
