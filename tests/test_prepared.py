@@ -267,7 +267,7 @@ def _dict_of_its_own(net: Net) -> None:
 CHANGES = [
     _moved, _transposed, _replaced, _narrowed, _widened, _resized, _reshaped, _flattened, _column, _halved, _swapped, _renamed,
     _child_renamed, _reordered, _child_replaced, _child_twice, _tied, _untied, _gone, _none, _added, _child_gone, _shared,
-    _subclass, _flat, _partitioned, _unsharded, _inference, _sparse, _meta, _wrapped, _dict_of_its_own,
+    _subclass, _flat, _partitioned, _unsharded, _inference, _sparse, _meta, _wrapped, _other_class, _dict_of_its_own,
 ]  # fmt: skip
 
 
