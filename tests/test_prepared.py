@@ -24,7 +24,6 @@ from sff_fast import backends, prepared, table
 from sff_fast.backends import cpu
 from sff_fast.distributions import Normal
 from sff_fast.errors import BackendError, PlanError
-from sff_fast.names import FLAT_ATTRIBUTES
 from sff_fast.observed import observe
 
 API = "__dlpack_c_exchange_api__"
@@ -224,11 +223,11 @@ def _flat(net: Net) -> None:
 
 
 def _partitioned(net: Net) -> None:
-    setattr(net.linear.weight, FLAT_ATTRIBUTES[0], 3)
+    net.linear.weight.ds_id = 3
 
 
 def _unsharded(net: Net) -> None:
-    setattr(net.linear.weight, FLAT_ATTRIBUTES[1], torch.Size([8, 8]))
+    net.linear.weight._unpadded_unsharded_size = torch.Size([8, 8])
 
 
 def _inference(net: Net) -> None:
@@ -425,6 +424,26 @@ def test_parameters_that_are_not_changed_keep_their_version():
     }
 
 
+def test_nothing_is_kept_for_parameters_of_another_type():
+    net = pretrained()
+    _subclass(net)
+    sff_fast.smooth_(net, PLAN, seed=1)
+    assert net not in prepared._LAST
+
+
+def test_inference_tensors_are_taken_over_within_inference_mode_and_refused_without_it(laid):
+    with torch.inference_mode():
+        net = pretrained()
+        sff_fast.smooth_(net, PLAN, seed=1)
+        expected = _expect(net, seed=2)
+        before = len(laid)
+        sff_fast.smooth_(net, PLAN, seed=2, again=True)
+        assert len(laid) == before
+        assert same(state(net), expected)
+    with pytest.raises(PlanError, match="it is an inference tensor"):
+        sff_fast.smooth_(net, PLAN, seed=3, again=True)
+
+
 def test_new_objects_over_the_same_memory_take_the_table_over(laid):
     net = _warm()
     net.linear.weight = nn.Parameter(net.linear.weight.data)
@@ -453,12 +472,12 @@ class ByHand(nn.Module):
         return super().__getattribute__(name)
 
 
-class ByProperty(nn.Module):
-    """A class whose parameters are not in the module's own dict."""
-
-    @property
-    def _parameters(self) -> dict:
-        return {}
+def _by_property(name: str) -> nn.Module:
+    """A module of a class that has what the module's own dict has, too."""
+    cls = type("ByProperty", (nn.Linear,), {})
+    net = cls(2, 2)
+    setattr(cls, name, property(lambda self: {}))
+    return net
 
 
 def test_models_that_the_native_module_does_not_see_through_are_left_to_the_columns(asked):
@@ -480,15 +499,11 @@ def test_models_that_the_native_module_does_not_see_through_are_left_to_the_colu
     for make in (ByHand, lambda: nn.Sequential(ByHand()), lambda: AveragedModel(usual), inference, other_names):
         assert not observed(make)
     assert not observed(lambda: nn.Linear(2, 2, device="meta"))
-    assert not _is_walked_by_native(ByProperty)
+    for name in ("_parameters", "_modules"):
+        net = _by_property(name)
+        assert observe(net, vars(net)["_parameters"].values()) is None
     assert observe(usual, [usual.weight]) is None
     assert observe(usual, [usual.bias, usual.weight]) is None
-
-
-def _is_walked_by_native(cls: type[nn.Module]) -> bool:
-    from sff_fast.observed import _is_walked
-
-    return _is_walked(cls.__new__(cls))
 
 
 class _Table(ctypes.Structure):
