@@ -21,10 +21,35 @@ LEAST = ("limit", "not smoothed", "alone", "scale alone")
 RESULTS = Path(__file__).parent / "results"
 
 
+WINDOW, QUIET = 0.02, 0.002
+"""Seconds that are looked at, longer than the ticks by which threads are accounted for, and what others may compute in them."""
+
+
+def rest() -> None:
+    """Wait until no other thread of this process computes.
+
+    OpenMP's threads keep turning for a while after a parallel loop, milliseconds with GNU's library, 200 with LLVM's. On as many
+    threads as the machine has cores, whoever is timed next would share the cores with them. This thread turns meanwhile: a
+    core that has slept is slow at first.
+
+    Raises:
+        RuntimeError: Another thread computes on and on.
+    """
+    for _ in range(100):
+        others, end = time.process_time() - time.thread_time(), time.perf_counter() + WINDOW
+        while time.perf_counter() < end:
+            pass
+        if time.process_time() - time.thread_time() - others < QUIET:
+            return
+    raise RuntimeError("the process is never at rest: another thread of it computes, and would be measured too")
+
+
 def interleaved(
     contenders: Mapping[str, Callable[[], object]], runs: int, warmup: int = 1, before: Callable[[], object] = lambda: None
 ) -> dict[str, list[float]]:
     """Seconds of every contender, taken in turn so that a drift of the machine's speed hits all alike.
+
+    Each begins when the process is at :func:`rest`.
 
     Args:
         contenders: Name to function without arguments.
@@ -40,6 +65,7 @@ def interleaved(
     for turn in range(warmup + runs):
         for name, function in contenders.items():
             before()
+            rest()
             begin = time.perf_counter()
             function()
             if turn >= warmup:

@@ -36,6 +36,34 @@ def test_a_row_holds_medians_and_the_ratio_of_paired_rounds():
     assert timing.row("x", seconds, "torch", 1000, 1)["holds"] == ""
 
 
+class Clock:
+    """Time as :mod:`timing` asks for it: this thread turns all the while, others compute until ``others_stop``."""
+
+    def __init__(self, others_stop: float) -> None:
+        self.now, self.others_stop = 5.0, others_stop
+
+    def perf_counter(self) -> float:
+        self.now += 0.0005
+        return self.now
+
+    def thread_time(self) -> float:
+        return self.now - 2.0
+
+    def process_time(self) -> float:
+        return self.now - 1.0 + min(self.now, self.others_stop)
+
+
+def test_nobody_is_timed_beside_threads_that_the_one_before_left_turning(monkeypatch):
+    clock = Clock(others_stop=5.034)
+    monkeypatch.setattr(timing, "time", clock)
+    began = []
+    timing.interleaved({"a": lambda: began.append(clock.now)}, runs=1, warmup=0)
+    assert 5.034 < began[0] < 5.034 + 2.5 * timing.WINDOW
+    monkeypatch.setattr(timing, "time", Clock(others_stop=1e9))
+    with pytest.raises(RuntimeError, match="never at rest"):
+        timing.interleaved({"a": lambda: None}, runs=1)
+
+
 def test_csv_rows_are_appended_and_other_columns_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "RESULTS", tmp_path / "results")
     rows = [timing.row("x", {"ours": [1.0], "torch": [2.0]}, "torch", 10, 1)]
