@@ -2,12 +2,15 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <vector>
+
 #include "cpu/float_environment.h"
 #include "cpu/smooth.h"
 
 namespace py = pybind11;
 
-void bind_optim(py::module_& m);  // bindings_optim.cpp
+void bind_optim(py::module_& m);    // bindings_optim.cpp
+void bind_observe(py::module_& m);  // bindings_observe.cpp
 
 namespace {
 
@@ -21,8 +24,12 @@ const sff::Task* tasks_of(const Bytes& table, int64_t& count) {
     return reinterpret_cast<const sff::Task*>(table.data());
 }
 
-int smooth(const Bytes& table, int threads, const std::string& isa) {
+void check_threads(int threads) {
     if (threads < 1) throw std::invalid_argument("threads: expected at least 1, got " + std::to_string(threads));
+}
+
+int smooth(const Bytes& table, int threads, const std::string& isa) {
+    check_threads(threads);
     int64_t count = 0;
     const sff::Task* tasks = tasks_of(table, count);
     const sff::Kernel& kernel = sff::select_kernel(isa);
@@ -30,6 +37,28 @@ int smooth(const Bytes& table, int threads, const std::string& isa) {
     sff::check_tasks(tasks, count);
     return sff::smooth(tasks, count, threads, kernel);
 }
+
+// A copy of a kernel table, checked once, that runs with any seed.
+class Table {
+public:
+    explicit Table(const Bytes& table) {
+        int64_t count = 0;
+        const sff::Task* tasks = tasks_of(table, count);
+        sff::check_tasks(tasks, count);
+        tasks_.assign(tasks, tasks + count);
+    }
+
+    int smooth(uint64_t seed, uint64_t round_seed, int threads, const std::string& isa) const {
+        check_threads(threads);
+        const sff::Kernel& kernel = sff::select_kernel(isa);
+        const sff::Seeds seeds = {seed, round_seed};
+        const py::gil_scoped_release release;
+        return sff::smooth(tasks_.data(), static_cast<int64_t>(tasks_.size()), threads, kernel, &seeds);
+    }
+
+private:
+    std::vector<sff::Task> tasks_;
+};
 
 void check(const Bytes& table) {
     int64_t count = 0;
@@ -64,6 +93,10 @@ PYBIND11_MODULE(_cpu, m) {
     m.doc() = "CPU kernels of sff_fast. See sff_fast/backends/cpu.py for their use.";
     m.attr("TASK_BYTES") = sizeof(sff::Task);
     bind_optim(m);
+    bind_observe(m);
+    py::class_<Table>(m, "Table", py::module_local())
+        .def(py::init<const Bytes&>(), py::arg("table"))
+        .def("smooth", &Table::smooth, py::arg("seed"), py::arg("round_seed"), py::arg("threads"), py::arg("isa") = "");
     m.def("smooth", &smooth, py::arg("table"), py::arg("threads"), py::arg("isa") = "");
     m.def("check", &check, py::arg("table"));
     m.def("isa", [](const std::string& isa) { return std::string(sff::select_kernel(isa).name); }, py::arg("isa") = "");

@@ -1,7 +1,11 @@
-"""The native module of the CPU kernels (csrc/bindings_cpu.cpp, csrc/bindings_optim.cpp)."""
+"""The native module of the CPU kernels (csrc/bindings_cpu.cpp, csrc/bindings_observe.cpp, csrc/bindings_optim.cpp)."""
+
+from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 TASK_BYTES: int
 ADAMW_TASK_BYTES: int
@@ -13,3 +17,17 @@ def philox(seed: int, stream: int, block: int, count: int, isa: str = "") -> NDA
 def transform(table: NDArray[np.uint8], words: NDArray[np.uint32], isa: str = "") -> NDArray[np.float32]: ...
 def adamw(table: NDArray[np.uint8], threads: int, isa: str = "") -> int: ...
 def sum_of_squares(table: NDArray[np.uint8], threads: int, isa: str = "") -> float: ...
+
+class Table:
+    def __init__(self, table: NDArray[np.uint8]) -> None: ...
+    def smooth(self, seed: int, round_seed: int, threads: int, isa: str = "") -> int: ...
+
+class Observed:
+    def __init__(
+        self,
+        tensor_type: type[torch.Tensor],
+        is_inference: Callable[[torch.Tensor], bool],
+        attributes: tuple[str, ...],
+        model: nn.Module,
+    ) -> None: ...
+    def parameters(self, model: nn.Module) -> list[nn.Parameter] | None: ...

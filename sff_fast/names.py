@@ -14,6 +14,8 @@ from torch import nn
 from sff_fast.errors import PlanError
 
 _ATTRIBUTES = attrgetter("__dict__")
+_PARTITIONED, _UNSHARDED_SIZE = FLAT_ATTRIBUTES = ("ds_id", "_unpadded_unsharded_size")
+"""What DeepSpeed ZeRO-3 and FSDP1 mark parameters with that have no addressable elements."""
 
 # Qualified name of the wrapper's class -> the attribute that holds the wrapped module. Looked up by name along the class
 # hierarchy, so that none of these modules has to be imported.
@@ -35,6 +37,11 @@ def _wrapped_path(module: nn.Module) -> tuple[str, ...]:
         if path is not None:
             return path
     return ()
+
+
+def is_wrapper(module: nn.Module) -> bool:
+    """Whether a module stands for another one, whose name it has taken or hidden."""
+    return bool(_wrapped_path(module))
 
 
 def _follow(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
@@ -120,9 +127,9 @@ def named_parameters(model: nn.Module, prefix: str = "") -> dict[str, nn.Paramet
 
 
 def _refuse_flat(name: str, parameter: torch.Tensor) -> None:
-    if hasattr(parameter, "ds_id"):
+    if hasattr(parameter, _PARTITIONED):
         raise PlanError(
             f"{name!r} is partitioned by DeepSpeed ZeRO-3, which has no addressable elements: smooth before deepspeed.initialize"
         )
-    if type(parameter).__name__ == "FlatParameter" or hasattr(parameter, "_unpadded_unsharded_size"):
+    if type(parameter).__name__ == "FlatParameter" or hasattr(parameter, _UNSHARDED_SIZE):
         raise PlanError(f"{name!r} is a flat parameter of FSDP1: wrap with use_orig_params=True, or smooth before wrapping")

@@ -8,12 +8,10 @@ neural network training", NeurIPS 2020).
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -27,6 +25,9 @@ from sff_fast.plan import InitPlan
 from sff_fast.resolve import resolve_plan
 from sff_fast.stream import STREAM_VERSION, check_seed
 from sff_fast.table import Pair
+
+if TYPE_CHECKING:
+    from sff_fast import _cpu
 
 ROUNDINGS = ("nearest", "stochastic")
 RNGS = ("philox", "torch")
@@ -229,13 +230,15 @@ def _apply(
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ArgumentError(f"threads must be an integer of at least 1, got {threads!r}")
     shards.reshard(model)
-    parameters = named_parameters(model, prefix)
-    inner = unwrap(model)
-    known = prepared.key_of(parameters, plan, tuple(factors), prefix, backend, rounding, subset) if rng == "philox" else None
-    call = prepared.recall(inner, known, parameters)
-    if call is not None and backends.choose(backend, torch.device("cpu"))[0] == "cpu":
-        used, ran = cpu.run_packed(call.packed(key), threads), {"cpu": "cpu"}
+    known = prepared.key_of(plan, tuple(factors), prefix, backend, rounding, subset) if rng == "philox" else None
+    recalled = prepared.recall(model, known, prefix)
+    if recalled is not None and backends.choose(backend, torch.device("cpu"))[0] == "cpu":
+        call = recalled.call
+        # Before the kernels, which push these objects out of the caches; a count too many would do no harm.
+        torch.autograd.graph.increment_version(recalled.versioned)
+        used, ran = cpu.run_table(recalled.table, key, threads), {"cpu": "cpu"}
     else:
+        parameters = named_parameters(model, prefix)
         matched = match_factors(list(parameters), factors)
         changed = {name: parameters[name] for name, (a, b) in matched.items() if (a, b) != (1.0, 0.0)}
         check_parameters({name: shards.local(parameter) for name, parameter in changed.items()})
@@ -247,30 +250,23 @@ def _apply(
             for piece in shards.pieces(name, parameter)
         ]
         if rng == "torch":
-            records, (used, ran) = None, _replay(pairs, plan, key, fill)
+            reusable, (used, ran) = None, _replay(pairs, plan, key, fill)
         else:
-            used, ran, records = _run_kernels(pairs, plan, key, backend, rounding, threads)
+            used, ran, reusable = _run_kernels(pairs, plan, key, backend, rounding, threads)
         call = prepared.Prepared(
-            key=known,
-            names=tuple(parameters),
-            state=() if known is None or records is None else prepared.state_of(parameters),
             plan_hash=plan.hash,
-            plan=weakref.ref(plan),
             shrink={name: matched[name][0] for name in changed},
             perturb={name: matched[name][1] for name in changed},
             untouched=tuple(name for name in parameters if name not in changed),
-            versioned=tuple(name for name, parameter in changed.items() if not parameter.is_inference()),
             dtypes=tuple(
                 f"{name}: {str(plan[name].dtype).removeprefix('torch.')} -> {str(p.dtype).removeprefix('torch.')}"
                 for name, p in changed.items()
                 if plan[name].dtype != p.dtype
             ),
             elements=sum(p.numel() for p in changed.values()),
-            records=records,
         )
-        prepared.remember(inner, call)
-    everything = len(call.versioned) == len(parameters)
-    _bump_versions(list(parameters.values()) if everything else [parameters[name] for name in call.versioned])
+        prepared.remember(model, known, plan, call, parameters, reusable)
+        _bump_versions([p for p in changed.values() if not p.is_inference()])
     return SmoothReport(
         seed=key,
         stream_version=STREAM_VERSION,
@@ -320,7 +316,7 @@ def _replay(pairs: list[Pair], plan: InitPlan, seed: int, fill: bool) -> tuple[i
 
 def _run_kernels(
     pairs: list[Pair], plan: InitPlan, key: int, backend: str, rounding: str, threads: int | None
-) -> tuple[int, dict[str, str], np.ndarray | None]:
+) -> tuple[int, dict[str, str], _cpu.Table | None]:
     """Run one kernel a device; returns threads, backends, and the table where all of it serves another seed on the CPU."""
     groups: dict[torch.device, list[Pair]] = {}
     for pair in pairs:
@@ -329,14 +325,15 @@ def _run_kernels(
     ready = [
         (device, *backends.choose(backend, device), table.build(group, plan, key, rounding)) for device, group in groups.items()
     ]
-    used, ran, records = 1, {}, None
+    used, ran, reusable = 1, {}, None
     for device, name, run, tasks in ready:
         if run is cpu.run and tasks:
             mapped.populate((pair.tensor for pair in groups[device]), threads)
-            packed = table.pack(tasks)
-            used = max(used, cpu.run_packed(packed, threads))
-            records = prepared.records_of(tasks, packed) if len(ready) == 1 else None
+            checked = cpu.checked(tasks)
+            used = max(used, cpu.run_table(checked, key, threads))
+            # Stored values depend on the seed.
+            reusable = checked if len(ready) == 1 and all(task.table is None for task in tasks) else None
         else:
             used = max(used, run(tasks, threads))
         ran[str(device)] = name
-    return used, ran, records
+    return used, ran, reusable

@@ -210,6 +210,30 @@ def test_bytes_of_another_size_and_no_threads_are_refused():
         cpu._cpu.smooth(_record(), 1, "sse9")
 
 
+def test_a_table_that_is_kept_is_checked_as_it_is_made_and_each_run_s_arguments_as_it_runs():
+    with pytest.raises(ValueError, match="multiple of"):
+        cpu._cpu.Table(np.zeros(17, dtype=np.uint8))
+    with pytest.raises(ValueError, match="aligned"):
+        cpu._cpu.Table(_record(data=2))
+    kept = cpu._cpu.Table(_record())
+    with pytest.raises(ValueError, match="threads"):
+        kept.smooth(0, 0, 0)
+    with pytest.raises(ValueError, match="unknown instruction set 'sse9'"):
+        kept.smooth(0, 0, 1, "sse9")
+
+
+def test_a_table_that_is_kept_is_a_copy_and_runs_with_the_seeds_that_it_is_given():
+    for rounding in ("nearest", "stochastic"):
+        x, y = torch.ones(3_000, dtype=torch.bfloat16), torch.ones(3_000, dtype=torch.bfloat16)
+        packed = table.pack(tasks_for(x, N, rounding=rounding)).view(table.TASK_DTYPE).copy()
+        expected = table.pack(tasks_for(y, N, rounding=rounding)).view(table.TASK_DTYPE).copy()
+        expected["seed"], expected["round_seed"] = 5, 6
+        kept = cpu._cpu.Table(packed.view(np.uint8))
+        packed["data"] = 0
+        assert kept.smooth(5, 6, 2) == cpu._cpu.smooth(expected.view(np.uint8), 2)
+        assert torch.equal(x, y)
+
+
 def test_tasks_that_write_an_element_twice_are_refused_and_neighbours_are_not():
     x = torch.zeros(12, 12)
     left, right = x[:, :6].t(), x[:, 6:]

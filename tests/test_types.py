@@ -27,15 +27,21 @@ def pyright(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+def _arguments(node: ast.Module | ast.ClassDef) -> dict[str, list[str]]:
+    return {f.name: [a.arg for a in f.args.args] for f in node.body if isinstance(f, ast.FunctionDef)}
+
+
 def test_the_stub_of_the_native_module_names_what_it_has():
     stub = ast.parse((ROOT / "sff_fast" / "_cpu.pyi").read_text())
-    functions = {node.name: [a.arg for a in node.args.args] for node in stub.body if isinstance(node, ast.FunctionDef)}
+    classes = {node.name: _arguments(node) for node in stub.body if isinstance(node, ast.ClassDef)}
     numbers = {node.target.id for node in stub.body if isinstance(node, ast.AnnAssign)}
     module = cpu._cpu
-    assert {name for name in dir(module) if not name.startswith("_")} == functions.keys() | numbers
-    for name, arguments in functions.items():
-        signature = getattr(module, name).__doc__.split("\n")[0]
-        assert [part.split(":")[0].strip() for part in signature[len(name) + 1 :].split(", ") if ":" in part] == arguments
+    assert {name for name in dir(module) if not name.startswith("_")} == _arguments(stub).keys() | classes.keys() | numbers
+    for owner, functions in ((module, _arguments(stub)), *((getattr(module, name), found) for name, found in classes.items())):
+        assert owner is module or {name for name in dir(owner) if not name.startswith("_")} == functions.keys() - {"__init__"}
+        for name, arguments in functions.items():
+            signature = getattr(owner, name).__doc__.split("\n")[0]
+            assert [part.split(":")[0].strip() for part in signature[len(name) + 1 :].split(", ") if ":" in part] == arguments
 
 
 def test_the_package_says_that_it_has_types():

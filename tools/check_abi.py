@@ -21,7 +21,14 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_known_answers.py", "test_kernels.py", "test_kernel_edges.py", "test_smooth.py", "test_fused_adamw.py")
+TESTS = (
+    "test_known_answers.py",
+    "test_kernels.py",
+    "test_kernel_edges.py",
+    "test_smooth.py",
+    "test_prepared.py",
+    "test_fused_adamw.py",
+)
 NEEDED = ("numpy", "safetensors", "pytest", "hypothesis", "scipy", "pyelftools")
 BUILD = ("pip", "setuptools>=68", "wheel", "pybind11>=2.12", "cmake>=3.18", "ninja")
 BEGIN, END = "<!-- abi -->", "<!-- /abi -->"

@@ -290,7 +290,7 @@ def missed(found: list[dict[str, str]], resident: dict[tuple[str, str, str], tup
                 (k["ratio"] for k in found if (k["case"], k["threads"], k["peer"]) == (MANY, r["threads"], "one kernel")), ""
             )
             each = (float(r["ours_ns"]) - float(r["peer_ns"])) * int(r["elements"]) / Many.COUNT / 1000
-            cells[-1] = "Python's look at every tensor before the first write: "
+            cells[-1] = "asking every tensor what it is before the first write, and its version counter: "
             cells[-1] += f"{each:.1f} us a tensor with its kernel's start; the kernels alone are at {kernels}"
         if (label, dtype, isa) in resident and limit is not None:
             alone, operations = resident[label, dtype, isa]

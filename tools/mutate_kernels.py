@@ -36,7 +36,7 @@ UNITS = ("smooth_isa", "adamw_isa")
 """What is compiled once for every instruction set."""
 OPTIMIZER = ("adamw.h", "adamw_loop.h", "quantize.h")
 """Headers whose mutants are compiled into the second unit; all others' into the first."""
-BINDINGS = ("bindings_cpu", "bindings_optim")
+BINDINGS = ("bindings_cpu", "bindings_observe", "bindings_optim")
 FUZZ = ("fuzz", "7", "3000", "400", "2")
 """Random kernel tables against the oracle of tests/native, which has the formulas without the mutant."""
 AVX2 = ("-mavx2", "-mfma", "-mf16c")

@@ -19,7 +19,7 @@ int64_t elements_of(const Task& t) {
 
 }  // namespace
 
-int smooth(const Task* tasks, int64_t count, int threads, const Kernel& kernel) {
+int smooth(const Task* tasks, int64_t count, int threads, const Kernel& kernel, const Seeds* seeds) {
     // Work is cut by bytes over all tasks: claim k is bytes [k, k + 1) * claim of their concatenation.
     std::vector<int64_t> starts(static_cast<size_t>(count) + 1, 0);
     for (int64_t i = 0; i < count; ++i)
@@ -36,7 +36,10 @@ int smooth(const Task* tasks, int64_t count, int threads, const Kernel& kernel) 
                 return at >= stop ? (stop - start) / width : at <= start ? 0 : (at - start) / width / kAlign * kAlign;
             };
             const int64_t first = cut(begin), last = cut(end);
-            if (first < last) kernel.run(tasks[i], first, last);
+            if (first >= last) continue;
+            Task task = tasks[i];
+            if (seeds != nullptr) task.seed = seeds->draw, task.round_seed = seeds->round;
+            kernel.run(task, first, last);
         }
     });
 }

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sff_fast.errors import ArgumentError, BackendError
+from sff_fast.stream import rounding_key
 from sff_fast.table import TASK_DTYPE, BoxTask, pack
 
 try:
@@ -66,6 +67,20 @@ def run(tasks: Sequence[BoxTask], threads: int | None = None) -> int:
         The number of threads that took part.
     """
     return run_packed(pack(tasks), threads) if tasks else 1
+
+
+def checked(tasks: Sequence[BoxTask]) -> _cpu.Table:
+    """A kernel table that runs any number of times, with any seed.
+
+    Args:
+        tasks: Disjoint boxes on the CPU, whose memory stays where it is as long as the table is run.
+    """
+    return _cpu.Table(pack(tasks))
+
+
+def run_table(table: _cpu.Table, seed: int, threads: int | None = None) -> int:
+    """Run a kernel table that was checked before, with a seed of its own; see :func:`run`."""
+    return table.smooth(seed, rounding_key(seed, 0), threads or torch.get_num_threads(), forced_isa())
 
 
 def run_packed(records: np.ndarray, threads: int | None = None) -> int:
