@@ -58,8 +58,9 @@ def test_every_isa_gives_the_references_bits_at_every_offset_and_length(label, d
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("label", ["uniform", "normal"])
-def test_a_run_may_cross_the_wrap_of_the_low_counter_word(isa, label):
-    start = (1 << 34) - 75  # block 2**32 lies inside
+@pytest.mark.parametrize("turn", [1, 2])
+def test_a_run_may_cross_the_wrap_of_the_low_counter_word(isa, label, turn):
+    start = turn * (1 << 34) - 75  # block turn * 2**32 lies inside
     old = weights(400, torch.bfloat16)
     expected, new = old.clone(), old.clone()
     reference.run(tasks_for(expected, DISTRIBUTIONS[label], shift=start, rounding="stochastic"))
