@@ -119,13 +119,13 @@ def smoothing(ranks: int, tensors: int, local: int, runs: int) -> dict[str, obje
             sff_fast.smooth_(model, plan, alpha=0.7, again=True)
 
         seconds = cpu_seconds(smooth, runs)
-        launches, native = [], cpu.run_packed
-        cpu.run_packed = lambda *arguments: launches.append(1) or native(*arguments)
+        launches, native = [], cpu.run_table
+        cpu.run_table = lambda *arguments: launches.append(1) or native(*arguments)
         try:
             with Traffic() as traffic:
                 smooth()
         finally:
-            cpu.run_packed = native
+            cpu.run_table = native
         held = sum(p.to_local().numel() for p in model.parameters())
     measured = {"ms": 1e3 * seconds, "launches": len(launches), "calls": traffic.calls}
     return scaling.row("smoothing", ranks=ranks, tensors=tensors, elements=held, **measured)
