@@ -88,32 +88,33 @@ def _figure(must: str, ours: float, peer: str, peer_ns: float, threads: int = 1)
 
 @pytest.fixture
 def blank(monkeypatch):
-    """The blank loop's nanoseconds, and what it was asked for."""
-    asked = {"ns": 0.0, "calls": []}
+    """The blank loop's nanoseconds over memory and in the cache, and what it was asked for."""
+    asked = {"ns": 0.0, "near": 0.0, "calls": []}
 
-    def answer(*arguments):
-        asked["calls"].append(arguments)
-        return asked["ns"]
+    def answer(operations, width, isa, threads, size=kernel_limits.FAR):
+        asked["calls"].append((operations, width, isa, threads, size))
+        return asked["ns" if size == kernel_limits.FAR else "near"]
 
     monkeypatch.setattr(kernel_limits, "blank_ns", answer)
     return asked
 
 
 @pytest.mark.parametrize(
-    ("compute", "blank_ns", "with_it", "why"),
+    ("compute", "blank_ns", "near", "with_it", "why", "over"),
     [
-        (0.6, 0.65, "1.62", "the arithmetic; 1.08 times the blank loop"),
-        (0.3, 0.6, "1.50", "the overlap of the two; 1.17 times the blank loop"),
-        (0.3, 0.45, "1.12", "the order of arithmetic and memory, with 1.25 times the scale needed; 1.56 times the blank loop"),
-        (0.48, 0.45, "1.12", "waiting within the arithmetic, with 1.04 times the arithmetic needed; 1.56 times the blank loop"),
+        (0.6, 0.65, 0.5, "1.62", "the arithmetic", "1.08"),
+        (0.3, 0.6, 0.5, "1.50", "the overlap of the two", "1.17"),
+        (0.3, 0.45, 0.24, "1.12", "the arithmetic, and the 0.210 ns that memory adds to the blank loop's", "1.56"),
+        (0.3, 0.45, 0.26, "1.12", "the order of arithmetic and memory, with 1.25 times the scale needed", "1.56"),
+        (0.48, 0.45, 0.44, "1.12", "waiting within the arithmetic, with 1.04 times the arithmetic needed", "1.56"),
     ],
 )
-def test_a_figure_that_is_not_reached_is_shown_with_what_stops_it(blank, compute, blank_ns, with_it, why):
-    blank["ns"] = blank_ns
+def test_a_figure_that_is_not_reached_is_shown_with_what_stops_it(blank, compute, blank_ns, near, with_it, why, over):
+    blank["ns"], blank["near"] = blank_ns, near
     (line,) = kernel_limits.missed([_figure("<= 1.25", 0.7, "limit", 0.4)], {("uniform", "float32", "avx512"): (compute, 2.1)})
     times = f"0.7 | 0.5000 | {compute:.3f} | 0.400 | {blank_ns:.3f}"
-    assert line == f"| uniform float32, widest, against limit | 1 | <= 1.25 | 9.9 | {times} | {with_it} | {why} |"
-    assert blank["calls"] == [(2.1, 4, "avx512", 1)]
+    assert line == f"| uniform float32, widest, against limit | 1 | <= 1.25 | 9.9 | {times} | {with_it} | {why}; {over} times the blank loop |"
+    assert blank["calls"] == [(2.1, 4, "avx512", 1, kernel_limits.FAR), (2.1, 4, "avx512", 1, kernel_limits.NEAR)]
 
 
 def test_a_ratio_to_a_peer_is_the_peers_time_over_the_longest_of_arithmetic_memory_and_blank_loop(blank):

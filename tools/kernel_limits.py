@@ -210,14 +210,19 @@ def speed() -> dict[str, float]:
     return {"GHz": ghz, "ymm": round(ymm / ghz), "zmm": round(zmm / ghz)}
 
 
-def blank_ns(operations: float, width: int, isa: str, threads: int) -> float:
-    """Nanoseconds an element of the blank loop over 4 * 10^8 bytes.
+FAR, NEAR = 400_000_000, 1 << 20
+"""Bytes that lie in memory, and that stay in the second-level cache."""
+
+
+def blank_ns(operations: float, width: int, isa: str, threads: int, size: int = FAR) -> float:
+    """Nanoseconds an element of the blank loop.
 
     Args:
         operations: Vector operations an element of the kernel that it stands for.
         width: Bytes an element.
         isa: The instruction set, whose registers it takes.
         threads: Threads.
+        size: Bytes that it goes over.
     """
     multiplies = 1 if isa == "avx512" else 2
     count = max(0, round(operations * LINE / width) - multiplies)
@@ -225,7 +230,7 @@ def blank_ns(operations: float, width: int, isa: str, threads: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         program = str(Path(folder) / "blank_loop")
         subprocess.run(["g++", "-O2", *flags, str(BLANK), "-o", program], check=True)
-        command = [program, str(threads), str(400_000_000 // LINE), "9"]
+        command = [program, str(threads), str(size // LINE), "9" if size == FAR else "399"]
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) * width / LINE
 
 
@@ -276,7 +281,7 @@ def missed(found: list[dict[str, str]], resident: dict[tuple[str, str, str], tup
         resident: From :func:`rows`.
     """
     limits = {(r["case"], r["isa"], r["threads"]): float(r["peer_ns"]) for r in found if r["peer"] == "limit"}
-    blank: dict[tuple, float] = {}
+    blank: dict[tuple, tuple[float, float]] = {}
     lines = []
     for r in found:
         if r["holds"] != "no":
@@ -296,9 +301,10 @@ def missed(found: list[dict[str, str]], resident: dict[tuple[str, str, str], tup
             alone, operations = resident[label, dtype, isa]
             key = operations, getattr(torch, dtype).itemsize, isa, threads
             if key not in blank:
-                blank[key] = blank_ns(*key)
-            times = alone / threads, limit, blank[key]
-            cells = [*(f"{ns:.3f}" for ns in times), *_reason(r, *times)]
+                blank[key] = blank_ns(*key), blank_ns(*key[:-1], 1, NEAR) / threads
+            far, near = blank[key]
+            times = alone / threads, limit, far
+            cells = [*(f"{ns:.3f}" for ns in times), *_reason(r, *times, far - near)]
         figure = f"{r['case']}, {r['isa']}, against {r['peer']}"
         cells = [r["ours_ns"], f"{needed_ns(r):.4f}" if r["peer_ns"] else "", *cells]  # memory has no time
         lines.append(f"| {figure} | {threads} | {r['must']} | {r['ratio']} | {' | '.join(cells)} |")
@@ -338,8 +344,16 @@ def needed_ns(r: dict[str, str]) -> float:
     return wanted * peer if r["must"].startswith("<=") else peer / wanted
 
 
-def _reason(r: dict[str, str], arithmetic: float, limit: float, blank: float) -> tuple[str, str]:
-    """What a figure would be with the blank loop's time, and what stops it."""
+def _reason(r: dict[str, str], arithmetic: float, limit: float, blank: float, added: float) -> tuple[str, str]:
+    """What a figure would be with the blank loop's time, and what stops it.
+
+    Args:
+        r: The figure.
+        arithmetic: Nanoseconds an element of the kernel in the cache, and so below.
+        limit: The in-place scale.
+        blank: The blank loop over memory.
+        added: What that is above the blank loop in the cache.
+    """
     upper, wanted = r["must"].startswith("<="), float(r["must"].split()[1])
     ours, peer, needed = float(r["ours_ns"]), float(r["peer_ns"]), needed_ns(r)
 
@@ -355,6 +369,8 @@ def _reason(r: dict[str, str], arithmetic: float, limit: float, blank: float) ->
         why = "the memory"
     elif not holds(blank):
         why = "the overlap of the two"
+    elif not holds(arithmetic + added):
+        why = f"the arithmetic, and the {added:.3f} ns that memory adds to the blank loop's"
     else:
         alone, name = max((arithmetic, "arithmetic"), (limit, "scale"))
         why = "waiting within the arithmetic" if arithmetic > blank else "the order of arithmetic and memory"
@@ -410,7 +426,8 @@ table above over the threads, *scale* the in-place scale. The *blank loop* is `t
 kernel's two streams and prefetch, and beside each line as many vector operations as the kernel has, which read nothing that was
 loaded and wait for nothing. It is what the machine lets overlap of the two, with no formula in the way. *With it* is the figure
 that a kernel of that time would have. What stops a figure is the first of arithmetic, scale and blank loop that by itself is too
-slow for it. Where none is, the arithmetic would have to hide the memory wholly and wait for nothing of its own: how little the
+slow for it; then the arithmetic with what memory adds to the blank loop, whose own operations are timed in the second-level
+cache too. Where none is, the arithmetic would have to hide the memory wholly and wait for nothing of its own: how little the
 needed time leaves above the longer of the two stands there.
 
 | figure | threads | wanted | measured | ours | needed | arithmetic | scale | blank loop | with it | what stops it |
