@@ -87,6 +87,20 @@ def test_every_instruction_set_and_the_reference_give_equal_bits(
         cases.assert_equal_bits(results[0], other)
 
 
+@pytest.mark.parametrize("name", kernel_cases.ISAS)
+def test_any_number_of_quantized_blocks_gives_the_bits_of_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Up to 7 pairs of blocks, and then 2 modulo 4 pairs, run in two streams; up to 7 blocks and a part of one are left over.
+    sizes = [(256 * blocks + rest,) for blocks in range(28) for rest in (0, 77)]
+    results = []
+    for backend in ("reference", name):
+        params = cases.parameters(sizes=sizes)
+        optimizer = FusedAdamW(params, lr=1e-2, state_dtype="int8")
+        with cases.backend(backend, monkeypatch):
+            cases.train(optimizer, params, 3)
+        results.append(cases.everything(optimizer, params))
+    cases.assert_equal_bits(*results)
+
+
 @pytest.mark.parametrize("state_dtype", STATE_DTYPES)
 @pytest.mark.parametrize("name", kernel_cases.BACKENDS)
 def test_infinities_nans_and_denormals_give_equal_bits(name: str, state_dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,18 @@ def test_parameters_that_moved_step_to_the_same_bits(
     cases.assert_equal_bits(*results)
 
 
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "int8"])
+def test_states_and_flat_parameters_begin_at_cache_lines(state_dtype: str) -> None:
+    # Large enough that NumPy and glibc take pages of their own, whose first bytes are glibc's.
+    params = [torch.nn.Parameter(torch.zeros(n)) for n in (1 << 18, 77, 1 << 20)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer = FusedAdamW(params, state_dtype=state_dtype, flat_parameters=True)
+    optimizer.step()
+    begins = [state[name].data_ptr() for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    assert {begin % 64 for begin in begins} | {p.data_ptr() % 64 for p in params} == {0}
+
+
 def test_the_parameters_of_a_bucket_lie_side_by_side_with_their_values_as_soon_as_the_optimizer_is_made() -> None:
     params, before = cases.parameters(), cases.parameters()
     old = [p.data_ptr() for p in params]

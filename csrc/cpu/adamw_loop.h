@@ -431,15 +431,11 @@ public:
     explicit QuantizedSteps(const AdamWTask& t) : t_(t), c_(t) {}
 
     void strip(int64_t begin, int64_t n, const uint16_t* rounding) {
-        // Two streams: the first and the second half of all pairs of whole blocks.
-        const int64_t apart = n / (2 * kQuantizedBlock) * kQuantizedBlock;
+        const int64_t apart = blocks_apart(n / (2 * kQuantizedBlock)) * kQuantizedBlock;
         for (int64_t i = 0; i < apart; i += kQuantizedBlock)
             run_together<L>(step(begin, i, rounding, streams_[0]), step(begin, i + apart, rounding, streams_[1]));
         int64_t i = 2 * apart;
-        if (n - i >= kQuantizedBlock) {
-            run_together<L>(step(begin, i, rounding, streams_[0]));
-            i += kQuantizedBlock;
-        }
+        for (; n - i >= kQuantizedBlock; i += kQuantizedBlock) run_together<L>(step(begin, i, rounding, streams_[0]));
         if (i < n)
             adamw_last_block<L, P, Amsgrad, Store>(AdamWArrays<P, Int8>(t_, begin + i), n - i,
                                                    advance<Store == kStoreStochastic>(rounding, i), dither_at(begin + i), c_);
@@ -454,6 +450,10 @@ private:
         int turn = 0;
     };
 
+    // How far apart two streams are that share `pairs` pairs of blocks: nearly the first and the second half, but 2 modulo 4
+    // blocks. A load waits for a store before it whose address ends in the same 12 bits; at whole pages apart, each stream's
+    // loads would wait for the other's parameters.
+    static constexpr int64_t blocks_apart(int64_t pairs) { return pairs < 8 ? pairs : pairs - (pairs + 2) % 4; }
     SFF_INLINE typename L::U dither_at(int64_t element) const { return AdamWNoise<L>::dither_at(t_.dither, element); }
     SFF_INLINE BlockStep<L, P, Amsgrad, Store> step(int64_t begin, int64_t i, const uint16_t* rounding, Stream& stream) {
         const BlockMoments<L>& waiting = stream.moments[stream.turn];

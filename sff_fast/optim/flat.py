@@ -20,6 +20,9 @@ from . import shards
 ALIGN = 64
 """Elements: every parameter's part of flat memory begins at a multiple of them."""
 
+CACHE_LINE = 64
+"""Bytes: flat memory begins at a multiple of them, so that no vector of a kernel lies in two lines."""
+
 _NUMPY = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.uint16, torch.uint8: np.uint8}
 
 
@@ -32,7 +35,9 @@ def zeros(elements: int, dtype: torch.dtype, device: torch.device) -> torch.Tens
     """Zeros whose memory is not touched on the CPU, so that what is never used costs nothing."""
     if device.type != "cpu":
         return torch.zeros(elements, dtype=dtype, device=device)
-    result = torch.from_numpy(np.zeros(elements, _NUMPY[dtype]))
+    memory = np.zeros(elements * dtype.itemsize + CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    result = torch.from_numpy(memory[start : start + elements * dtype.itemsize].view(_NUMPY[dtype]))
     return result if result.dtype == dtype else result.view(dtype)
 
 
