@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -51,9 +53,14 @@ def isa() -> str:
         BackendError: The machine lacks what SFF_FAST_ISA asks for.
     """
     try:
-        return _cpu.isa(forced_isa())
+        return _isa_of(_cpu, forced_isa())
     except ValueError as error:
         raise BackendError(f"SFF_FAST_ISA={forced_isa()!r}: {error}") from error
+
+
+@functools.lru_cache
+def _isa_of(module: ModuleType, name: str) -> str:
+    return module.isa(name)
 
 
 def run(tasks: Sequence[BoxTask], threads: int | None = None) -> int:

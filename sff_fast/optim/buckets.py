@@ -7,6 +7,7 @@ that moved (``p.data = ...``) is found again.
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -142,7 +143,7 @@ class Bucket:
 
     def _addresses(self) -> list[int]:
         """Where the step finds the parameters."""
-        return [shards.local(p).data_ptr() for p in self.params]
+        return [p.data_ptr() for p in (self.params if self.layout is None else map(shards.local, self.params))]
 
     def _stepped(self, i: int) -> torch.Tensor:
         """The tensor that the step changes for parameter i."""
@@ -162,7 +163,7 @@ class Bucket:
     def holds(self, i: int, state: Mapping[str, torch.Tensor]) -> bool:
         """Whether a state is that of parameter i here, and not tensors that somebody put in their place."""
         views = self._views.get(i)
-        return views is not None and len(views) == len(state) and all(state.get(name) is v for name, v in views.items())
+        return views is not None and len(views) == len(state) and all(map(operator.is_, views.values(), map(state.get, views)))
 
     def load(self, i: int, source: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Take over a state of any precision.
@@ -191,29 +192,31 @@ class Bucket:
             ArgumentError: A gradient or parameter is not what it was or must be; nothing has changed then.
         """
         active, grads = [], []
-        for i, p in enumerate(self.params):
+        dtype, device = self.dtype, self.device
+        for i, (p, shape, strides, contiguous) in enumerate(zip(self.params, self._shapes, self._strides, self._contiguous)):
             grad = p.grad
             if grad is None:
                 continue
-            if shards.layout_of(grad) != self.layout:
-                raise ArgumentError(
-                    f"the gradient of parameter {self.labels[i]} is spread as {shards.layout_of(grad)}, the parameter as "
-                    f"{self.layout}: redistribute it before the step"
-                )
-            p, grad = shards.local(p), shards.local(grad)
-            if p.dtype != self.dtype or p.device != self.device or p.shape != self._shapes[i]:
+            if self.layout is not None or type(grad) is not torch.Tensor:
+                if shards.layout_of(grad) != self.layout:
+                    raise ArgumentError(
+                        f"the gradient of parameter {self.labels[i]} is spread as {shards.layout_of(grad)}, the parameter as "
+                        f"{self.layout}: redistribute it before the step"
+                    )
+                p, grad = shards.local(p), shards.local(grad)
+            if p.dtype != dtype or p.device != device or p.shape != shape:
                 raise ArgumentError(
                     f"parameter {self.labels[i]} is {p.dtype} {tuple(p.shape)} on {p.device} now, its state was made for "
-                    f"{self.dtype} {tuple(self._shapes[i])} on {self.device}: make a new optimizer and load this one's state_dict"
+                    f"{dtype} {tuple(shape)} on {device}: make a new optimizer and load this one's state_dict"
                 )
-            if grad.layout is not torch.strided or grad.dtype != self.dtype or grad.device != self.device:
+            if grad.layout is not torch.strided or grad.dtype != dtype or grad.device != device:
                 kind = grad.dtype if grad.layout is torch.strided else grad.layout
                 raise ArgumentError(
-                    f"the gradient of parameter {self.labels[i]} is {kind} on {grad.device}: expected dense {self.dtype} on "
-                    f"{self.device}; for sparse gradients use torch.optim.SparseAdam"
+                    f"the gradient of parameter {self.labels[i]} is {kind} on {grad.device}: expected dense {dtype} on "
+                    f"{device}; for sparse gradients use torch.optim.SparseAdam"
                 )
-            if not (grad.is_contiguous() if self._contiguous[i] else grad.stride() == self._strides[i]):
-                grad = torch.empty_strided(self._shapes[i], self._strides[i], dtype=grad.dtype, device=grad.device).copy_(grad)
+            if not (grad.is_contiguous() if contiguous else grad.stride() == strides):
+                grad = torch.empty_strided(shape, strides, dtype=dtype, device=device).copy_(grad)
             active.append(i)
             grads.append(grad)
         self._find_moved()
@@ -256,7 +259,7 @@ class Bucket:
         return self._with_gradients(active, grads), options
 
     def _with_gradients(self, active: np.ndarray, grads: Sequence[torch.Tensor]) -> np.ndarray:
-        table = self.table[active]
+        table = self.table.copy() if len(active) == len(self.table) else self.table[active]
         table["grad"] = [grad.data_ptr() for grad in grads]
         return table
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -40,16 +42,19 @@ RATE_TYPES = {torch.float32: 1, torch.float64: 2}
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def powers(base: float, count: np.ndarray) -> np.ndarray:
-    """``base ** count`` by squaring, float64: the same bits on every machine, and as csrc/cuda/adamw_options.h has them.
+@functools.lru_cache(maxsize=1024)
+def power(base: float, count: int) -> float:
+    """``base ** count`` by squaring: the same bits on every machine, and as csrc/cuda/adamw_options.h has them.
 
     A library's pow gives bits of its own. Of the result at most (2 * count + 1) * 2**-53 are wrong; of 1 - base ** count, which
     is what counts, 2 / (1 - base) * 2**-53 and the rounding of the difference.
     """
-    left, result, square = count.astype(np.uint64), np.ones(len(count)), base
-    while left.any():
-        result = np.where(left & np.uint64(1), result * square, result)
-        left, square = left >> np.uint64(1), square * square
+    result, square = 1.0, base
+    while count:
+        if count & 1:
+            result *= square
+        count >>= 1
+        square *= square
     return result
 
 
@@ -93,7 +98,10 @@ def set_coefficients(
     table["decay"] = 1.0 - lr * decay if decoupled else 1.0
     table["beta2"], table["eps"] = beta2, eps
     table["one_minus_beta1"], table["one_minus_beta2"] = 1.0 - beta1, 1.0 - beta2
-    table["correction"] = 1.0 / np.sqrt(1.0 - powers(beta2, count))
-    table["step_size"] = lr / (1.0 - powers(beta1, count))
+    counts = [int(n) for n in count.tolist()]
+    if len(set(counts)) == 1:  # nearly always: only mixtures of experts and layers that were frozen have several
+        counts = counts[:1]
+    table["correction"] = [1.0 / math.sqrt(1.0 - power(beta2, n)) for n in counts]
+    table["step_size"] = [lr / (1.0 - power(beta1, n)) for n in counts]
     key = np.uint64(int(options["seed"])) + count.astype(np.uint64) * _GOLDEN
     table["round_seed"], table["dither"] = key, key >> np.uint64(32)
