@@ -200,12 +200,20 @@ private:
     static uint32_t larger_bits(uint32_t a, uint32_t b) { return a > b ? a : b; }
 };
 
+// What all encoders keep in registers.
+template <class L>
+struct EncoderConstants {
+    const typename L::CodeStore store = {};
+    const typename L::U dither_step = L::kept(L::u(static_cast<uint32_t>(L::lanes) * kDitherStep));
+};
+
 // Encodes a block's moments, four vectors at a time.
 template <class L, bool Signed>
 class Encoder {
 public:
-    explicit SFF_INLINE Encoder(const Moments<L, Signed>& moments)
+    SFF_INLINE Encoder(const Moments<L, Signed>& moments, const EncoderConstants<L>& constants)
         : moments_(moments),
+          constants_(constants),
           waits_(moments.scale > 0.0f),
           factor_(L::f(encoding_factor(moments.scale, Signed ? kSignedTop : kUnsignedTop))),
           dither_(moments.dither),
@@ -230,23 +238,23 @@ private:
                 code[j] = encode_signed<L>(x, factor_);
             } else {
                 code[j] = encode_unsigned<L, Bounded>(x, factor_, dither_);
-                dither_ = dither_ + dither_step_;
+                dither_ = dither_ + constants_.dither_step;
             }
         }
-        return store_(&codes_[k].code, code);
+        return constants_.store(&codes_[k].code, code);
     }
     static __attribute__((noinline)) void encode_bounded(const Moments<L, Signed>& moments) {
-        Encoder again(moments);
+        const EncoderConstants<L> constants;
+        Encoder again(moments, constants);
         for (int k = 0; k < kQuantizedBlock; k += 4 * L::lanes) again.template encode_four<true>(k);
     }
 
     const Moments<L, Signed>& moments_;
+    const EncoderConstants<L>& constants_;
     const bool waits_;
     bool zero_ = false;
     const typename L::F factor_;
     typename L::U dither_;
-    const typename L::U dither_step_ = L::kept(L::u(static_cast<uint32_t>(L::lanes) * kDitherStep));
-    const typename L::CodeStore store_ = {};
     Int8* const codes_;
 };
 
@@ -259,8 +267,8 @@ struct BlockMoments {
 template <class L, bool Amsgrad>
 class BlockEncoder {
 public:
-    explicit SFF_INLINE BlockEncoder(const BlockMoments<L>& m)
-        : exp_avg_(m.exp_avg), exp_avg_sq_(m.exp_avg_sq), max_exp_avg_sq_(m.max_exp_avg_sq) {}
+    SFF_INLINE BlockEncoder(const BlockMoments<L>& m, const EncoderConstants<L>& c)
+        : exp_avg_(m.exp_avg, c), exp_avg_sq_(m.exp_avg_sq, c), max_exp_avg_sq_(m.max_exp_avg_sq, c) {}
     SFF_INLINE void encode_signed_four(int k) { exp_avg_.encode(k); }
     SFF_INLINE void encode_unsigned_four(int k) {
         exp_avg_sq_.encode(k);
@@ -283,13 +291,13 @@ template <class L, class P, bool Amsgrad, int Store>
 class BlockStep {
 public:
     SFF_INLINE BlockStep(const AdamWArrays<P, Int8>& a, const uint16_t* h, typename L::U dither, const AdamWCoefficients<L>& c,
-                         const BlockMoments<L>& waiting, BlockMoments<L>& now)
+                         const EncoderConstants<L>& constants, const BlockMoments<L>& waiting, BlockMoments<L>& now)
         : a_(a),
           h_(h),
           dither_(dither),
           c_(c),
           now_(now),
-          encoder_(waiting),
+          encoder_(waiting, constants),
           m_scale_(L::f(*a.exp_avg_scale)),
           v_scale_(L::f(*a.exp_avg_sq_scale)),
           x_scale_(L::f(Amsgrad ? *a.max_exp_avg_sq_scale : 0.0f)) {
@@ -383,7 +391,8 @@ SFF_INLINE void run_together(Steps&&... steps) {
 
 template <class L, bool Amsgrad>
 __attribute__((noinline)) void encode_waiting(const BlockMoments<L>& waiting) {
-    BlockEncoder<L, Amsgrad> encoder(waiting);
+    const EncoderConstants<L> constants;
+    BlockEncoder<L, Amsgrad> encoder(waiting, constants);
     for (int k = 0; k < kQuantizedBlock; k += 4 * L::lanes) {
         encoder.encode_signed_four(k);
         encoder.encode_unsigned_four(k);
@@ -414,7 +423,8 @@ __attribute__((noinline)) void adamw_last_block(const AdamWArrays<P, Int8>& a, i
     copy.exp_avg_sq = exp_avg_sq;
     copy.max_exp_avg_sq = max_exp_avg_sq;
     BlockMoments<L> nothing, now;
-    run_together<L>(BlockStep<L, P, Amsgrad, Store>(copy, rounding, dither, c, nothing, now));
+    const EncoderConstants<L> constants;
+    run_together<L>(BlockStep<L, P, Amsgrad, Store>(copy, rounding, dither, c, constants, nothing, now));
     encode_waiting<L, Amsgrad>(now);
     memcpy(a.param, param, params);
     memcpy(a.exp_avg, exp_avg, states);
@@ -431,11 +441,13 @@ public:
     explicit QuantizedSteps(const AdamWTask& t) : t_(t), c_(t) {}
 
     void strip(int64_t begin, int64_t n, const uint16_t* rounding) {
+        const EncoderConstants<L> constants;
         const int64_t apart = blocks_apart(n / (2 * kQuantizedBlock)) * kQuantizedBlock;
         for (int64_t i = 0; i < apart; i += kQuantizedBlock)
-            run_together<L>(step(begin, i, rounding, streams_[0]), step(begin, i + apart, rounding, streams_[1]));
+            run_together<L>(step(begin, i, rounding, constants, streams_[0]),
+                            step(begin, i + apart, rounding, constants, streams_[1]));
         int64_t i = 2 * apart;
-        for (; n - i >= kQuantizedBlock; i += kQuantizedBlock) run_together<L>(step(begin, i, rounding, streams_[0]));
+        for (; n - i >= kQuantizedBlock; i += kQuantizedBlock) run_together<L>(step(begin, i, rounding, constants, streams_[0]));
         if (i < n)
             adamw_last_block<L, P, Amsgrad, Store>(AdamWArrays<P, Int8>(t_, begin + i), n - i,
                                                    advance<Store == kStoreStochastic>(rounding, i), dither_at(begin + i), c_);
@@ -455,13 +467,15 @@ private:
     // loads would wait for the other's parameters.
     static constexpr int64_t blocks_apart(int64_t pairs) { return pairs < 8 ? pairs : pairs - (pairs + 2) % 4; }
     SFF_INLINE typename L::U dither_at(int64_t element) const { return AdamWNoise<L>::dither_at(t_.dither, element); }
-    SFF_INLINE BlockStep<L, P, Amsgrad, Store> step(int64_t begin, int64_t i, const uint16_t* rounding, Stream& stream) {
+    SFF_INLINE BlockStep<L, P, Amsgrad, Store> step(int64_t begin, int64_t i, const uint16_t* rounding,
+                                                    const EncoderConstants<L>& constants, Stream& stream) {
         const BlockMoments<L>& waiting = stream.moments[stream.turn];
         stream.turn = 1 - stream.turn;
         return {AdamWArrays<P, Int8>(t_, begin + i),
                 advance<Store == kStoreStochastic>(rounding, i),
                 dither_at(begin + i),
                 c_,
+                constants,
                 waiting,
                 stream.moments[stream.turn]};
     }
