@@ -9,10 +9,11 @@ Contenders, interleaved in one process over the same 1e8 parameters in 321 tenso
 * bitsandbytes, torchao: their 8-bit AdamW, where installed, over a fiftieth of the elements (they are slow on a CPU).
 
 In the same run, one step of ours is checked against torch's on float32. Ours with float32 parameters also steps tables that
-stay in the second-level cache, on one thread: what a step takes where memory does not count.
+stay in the second-level cache, on one thread: what a step takes where memory does not count; and as many tensors of 64 elements,
+against torch's: what a step asks of every tensor before anything is computed.
 
 Run from the repository root:
-``python benchmarks/bench_optimizer.py [--elements 1e8] [--runs 7] [--threads 1 2] [--cases fp32 bf16]``.
+``python benchmarks/bench_optimizer.py [--elements 1e8] [--runs 15] [--threads 1 2] [--cases fp32 bf16]``.
 """
 
 from __future__ import annotations
@@ -73,6 +74,9 @@ STATE_BYTES = {"float32": 8.0, "bfloat16": 4.0, "int8": 2 + 2 * 4 / 256}
 
 CACHED, CACHED_STEPS = (1 << 14, 1 << 16), 400
 """Elements of two tables that stay in the cache, and steps in a round: their difference is free of what a call takes."""
+
+CALLED, CALLED_STEPS = 64, 20
+"""Elements of tensors whose step is all calls, and steps in a round."""
 
 
 def traffic(contender: str, dtype: torch.dtype) -> float:
@@ -148,6 +152,28 @@ def in_cache(runs: int) -> list[dict[str, object]]:
     rows = [row("fp32, in the cache", name, 1, (large - small) * CACHED_STEPS, values) for name, values in seconds.items()]
     rows[1] |= {"of": "ours float32", "ratio": f"{ratio(seconds['ours int8'], seconds['ours float32']):.3f}"}
     return rows
+
+
+def in_calls(runs: int) -> list[dict[str, object]]:
+    """Steps of tensors so small that nothing counts but what a step asks of each of them, on one thread."""
+    torch.set_num_threads(1)
+
+    def repeat(optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(CALLED_STEPS):
+            optimizer.step()
+
+    params = [torch.nn.Parameter(torch.ones(CALLED)) for _ in range(TENSORS)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizers = {"torch fused": torch.optim.AdamW(params, fused=True)}
+    optimizers |= {f"ours {state}": sff_fast.FusedAdamW(params, state_dtype=state) for state in ("float32", "int8")}
+    seconds = interleaved({name: functools.partial(repeat, optimizer) for name, optimizer in optimizers.items()}, runs)
+    count = TENSORS * CALLED * CALLED_STEPS
+    return [
+        row(f"fp32, {TENSORS} tensors of {CALLED}", name, 1, count, values)
+        | {"over_torch": f"{ratio(values, seconds['torch fused']):.3f}"}
+        for name, values in seconds.items()
+    ]
 
 
 def row(case: str, contender: str, threads: int, elements: int, values: list[float]) -> dict[str, object]:
@@ -243,7 +269,7 @@ def main() -> None:
     """Run all cases, print them, append them to benchmarks/results/optimizer.csv and write the table in docs/optimizer.md."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--elements", type=float, default=1e8, help="parameters (default 1e8)")
-    parser.add_argument("--runs", type=int, default=7, help="counted rounds (default 7)")
+    parser.add_argument("--runs", type=int, default=15, help="counted rounds (default 15)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts (default 1 2)")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), help="default fp32 bf16")
     parser.add_argument("--no-csv", action="store_true", help="print only")
@@ -262,6 +288,7 @@ def main() -> None:
 
     if "fp32" in settings.cases and 1 in settings.threads:
         add(in_cache(settings.runs))
+        add(in_calls(settings.runs))
     for threads in settings.threads:
         for case in settings.cases:
             add(measure(case, CASES[case], int(settings.elements), settings.runs, threads))
